@@ -1,0 +1,9 @@
+"""Exact inference, as pure functions on time-first tensors: linear-Gaussian models and hidden Markov models.
+
+`kalman.kalman_filter(...)`, `hmm.hmm_filter(...)`: both modules have names such as `Filtered`, `simulate` and
+`sample_posterior`, so use them through their module.
+"""
+
+from dynavae.exact import hmm, kalman
+
+__all__ = ["hmm", "kalman"]

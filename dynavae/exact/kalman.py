@@ -1,0 +1,309 @@
+r"""Exact inference in the linear-Gaussian state-space model: filter, smoother, prediction, posterior samples.
+
+Pure, differentiable functions of tensors; batched; time-first. The model, its broadcasting rule and the
+meaning of each parameter are in :class:`LinearGaussian`. Missing observations are NaN, or False in
+`observed`, per coordinate; a padded frame is a frame with nothing observed, so sequences of different lengths
+share a batch. What is not observed changes no number and receives no gradient. Prediction is filtering with
+missing frames.
+
+References: Kalman, A New Approach to Linear Filtering and Prediction Problems, 1960. Rauch, Tung and
+Striebel, Maximum Likelihood Estimates of Linear Dynamic Systems, 1965. Roweis and Ghahramani, A Unifying
+Review of Linear Gaussian Models, 1999.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dynavae.exact._algebra import cholesky, gaussian_log_density, into_later, matvec, per_step, symmetric
+from dynavae.exact._entry import check_float, check_shape, entry
+from dynavae.exact.information import Conditioned, Information, backward_information, condition
+from dynavae.exact.linear_gaussian import (
+    Gaussian,
+    LinearGaussian,
+    Simulated,
+    check_parameters,
+    check_sequence,
+    observed_emission,
+    offsets,
+    predictive_observation,
+    simulate,
+)
+
+__all__ = [
+    "Conditioned",
+    "Filtered",
+    "Gaussian",
+    "Information",
+    "LinearGaussian",
+    "Simulated",
+    "Smoothed",
+    "backward_information",
+    "condition",
+    "kalman_filter",
+    "kalman_predict",
+    "kalman_smoother",
+    "predictive_observation",
+    "sample_posterior",
+    "simulate",
+]
+
+
+class Filtered(NamedTuple):
+    r"""Result of :func:`kalman_filter`.
+
+    Attributes:
+        mean: :math:`m_{t|t} = \mathbb{E}[z_t \mid x_{1:t}]`.
+        covariance: :math:`P_{t|t} = \mathrm{Cov}[z_t \mid x_{1:t}]`.
+        predicted_mean: :math:`m_{t|t-1} = \mathbb{E}[z_t \mid x_{1:t-1}]`; :math:`m_0` at t = 1.
+        predicted_covariance: :math:`P_{t|t-1} = \mathrm{Cov}[z_t \mid x_{1:t-1}]`; :math:`P_0` at t = 1.
+        log_likelihood: :math:`\log p(x_t \mid x_{1:t-1})` in nats, 0 where nothing is observed; its sum over
+            time is :math:`\log p(x_{1:T})`.
+    """
+
+    mean: Float[Tensor, "T B z_dim"]
+    covariance: Float[Tensor, "T B z_dim z_dim"]
+    predicted_mean: Float[Tensor, "T B z_dim"]
+    predicted_covariance: Float[Tensor, "T B z_dim z_dim"]
+    log_likelihood: Float[Tensor, "T B"]
+
+
+class Smoothed(NamedTuple):
+    r"""Result of :func:`kalman_smoother`.
+
+    Attributes:
+        mean: :math:`m_{t|T} = \mathbb{E}[z_t \mid x_{1:T}]`.
+        covariance: :math:`P_{t|T} = \mathrm{Cov}[z_t \mid x_{1:T}]`.
+        gain: :math:`G_t = P_{t|t} A_{t+1}^\top P_{t+1|t}^{-1}`, t = 1 ... T - 1.
+        cross_covariance: :math:`\mathrm{Cov}[z_{t+1}, z_t \mid x_{1:T}] = P_{t+1|T} G_t^\top`, t = 1 ... T -
+            1.
+    """
+
+    mean: Float[Tensor, "T B z_dim"]
+    covariance: Float[Tensor, "T B z_dim z_dim"]
+    gain: Float[Tensor, "T-1 B z_dim z_dim"]
+    cross_covariance: Float[Tensor, "T-1 B z_dim z_dim"]
+
+
+@entry(check_sequence)
+def kalman_filter(
+    params: LinearGaussian,
+    x: Float[Tensor, "T B x_dim"],
+    observed: Bool[Tensor, "T B x_dim"] | None = None,
+    control: Float[Tensor, "T B u_dim"] | None = None,
+) -> Filtered:
+    r"""Distribution of each state given the observations so far, and the log-likelihood.
+
+    .. math::
+        e_t &= x_t - C m_{t|t-1} - D u_t - d, \qquad S_t = C P_{t|t-1} C^\top + R, \qquad
+        K_t = P_{t|t-1} C^\top S_t^{-1} \\
+        m_{t|t} &= m_{t|t-1} + K_t e_t, \qquad
+        P_{t|t} = (I - K_t C) P_{t|t-1} (I - K_t C)^\top + K_t R K_t^\top
+
+    Args:
+        params: the model; S_t has to be positive definite, so Q and P0 may be singular if R is not.
+        x: observations; NaN is missing.
+        observed: False where missing or padded; default: where x is not NaN.
+        control: u_t, if the model has B or D; finite everywhere.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit, an observed value that is not finite, or an S_t that
+            is not positive definite.
+
+    Example:
+        >>> I = torch.eye(1)
+        >>> walk = LinearGaussian(m0=torch.zeros(1), P0=I, A=I, Q=I, C=I, R=I)
+        >>> x = torch.tensor([1.0, float("nan"), 2.0]).reshape(3, 1, 1)
+        >>> kalman_filter(walk, x).covariance.flatten()
+        tensor([0.5000, 1.5000, 0.7143])
+    """
+    T, B, _ = x.shape
+    f, g = offsets(params, T, B, control)
+    emission = observed_emission(params, x, observed, g)
+    eye = torch.eye(params.m0.shape[-1], dtype=x.dtype, device=x.device)
+    m, P = params.m0.expand(B, -1), params.P0.expand(B, -1, -1)
+    predicted, updated, innovations, factors = [], [], [], []
+    steps = zip(
+        *(per_step(M, T) for M in (params.A, params.Q, emission.C, emission.R)),
+        f.unbind(0), emission.y.unbind(0), strict=True,
+    )  # fmt: skip
+    for t, (A, Q, C, R, f_t, y) in enumerate(steps):
+        if t > 0:
+            m, P = matvec(A, m) + f_t, symmetric(A @ P @ A.mT + Q)
+        predicted.append((m, P))
+        CP = C @ P
+        L = cholesky(symmetric(CP @ C.mT + R), "S_t = C P C' + R", t)
+        K = torch.cholesky_solve(CP, L).mT
+        e = y - matvec(C, m)
+        keep = eye - K @ C
+        m, P = m + matvec(K, e), symmetric(keep @ P @ keep.mT + K @ R @ K.mT)
+        updated.append((m, P))
+        innovations.append(e)
+        factors.append(L)
+    log_likelihood = gaussian_log_density(torch.stack(innovations), torch.stack(factors), emission.seen)
+    means, covariances = (torch.stack(moment) for moment in zip(*updated, strict=True))
+    predicted_means, predicted_covariances = (torch.stack(moment) for moment in zip(*predicted, strict=True))
+    return Filtered(means, covariances, predicted_means, predicted_covariances, log_likelihood)
+
+
+def _check_filtered(params: Any, filtered: Any) -> None:
+    if not isinstance(filtered, Filtered):
+        raise TypeError(f"filtered should be the result of kalman_filter; got {type(filtered).__name__}.")
+    T, B, _ = filtered.mean.shape
+    inputless = params._replace(B=None, D=None)  # the controls are already in the predicted means
+    check_parameters(inputless, T, B)
+    check_shape("filtered.mean", filtered.mean, (T, B, params.m0.shape[-1]), "(T, B, z_dim)")
+    check_float("filtered.mean", filtered.mean, like=params.m0)
+
+
+def _reversed_kernel(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
+    """Gain G_t and covariance V_t of p(z_t | z_{t+1}, x_1:t) = N(m_{t|t} + G_t (z_{t+1} - m_{t+1|t}), V_t).
+
+    V_t is in Joseph form: (I - G A) P_{t|t} (I - G A)' + G Q G'.
+    """
+    A, Q, P = into_later(params.A), into_later(params.Q), filtered.covariance[:-1]
+    L = cholesky(filtered.predicted_covariance[1:], "P_{t+1|t} = A P A' + Q")
+    G = torch.cholesky_solve(A @ P, L).mT
+    keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - G @ A
+    return G, symmetric(keep @ P @ keep.mT + G @ Q @ G.mT)
+
+
+@entry(_check_filtered)
+def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
+    r"""Distribution of each state given all observations (Rauch, Tung and Striebel).
+
+    .. math::
+        G_t = P_{t|t} A_{t+1}^\top P_{t+1|t}^{-1}, \quad
+        m_{t|T} = m_{t|t} + G_t (m_{t+1|T} - m_{t+1|t}), \quad
+        P_{t|T} = P_{t|t} + G_t (P_{t+1|T} - P_{t+1|t}) G_t^\top
+
+    Missing data, lengths and controls are already in `filtered`. After the end of a sequence the result is
+    the prediction, equal to the filtered moments.
+
+    Args:
+        params: the model.
+        filtered: result of :func:`kalman_filter` for the same model.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a predicted covariance that is not positive definite.
+
+    Example:
+        >>> I = torch.eye(1)
+        >>> walk = LinearGaussian(m0=torch.zeros(1), P0=I, A=I, Q=I, C=I, R=I)
+        >>> x = torch.tensor([1.0, float("nan"), 2.0]).reshape(3, 1, 1)
+        >>> kalman_smoother(walk, kalman_filter(walk, x)).mean.flatten()
+        tensor([0.7143, 1.1429, 1.5714])
+    """
+    gain, spread = _reversed_kernel(params, filtered)
+    m, P = filtered.mean[-1], filtered.covariance[-1]
+    means, covariances = [m], [P]
+    past = zip(filtered.mean[:-1], filtered.predicted_mean[1:], gain, spread, strict=True)
+    for filtered_mean, predicted_mean, G, V in reversed(list(past)):
+        m = filtered_mean + matvec(G, m - predicted_mean)
+        P = symmetric(V + G @ P @ G.mT)
+        means.append(m)
+        covariances.append(P)
+    covariance = torch.stack(covariances[::-1])
+    return Smoothed(torch.stack(means[::-1]), covariance, gain, covariance[1:] @ gain.mT)
+
+
+def _check_posterior_noise(params: Any, filtered: Any, noise: Any) -> None:
+    _check_filtered(params, filtered)
+    T, B, z_dim = filtered.mean.shape
+    if noise.ndim != 4 or (noise.shape[0], *noise.shape[2:]) != (T, B, z_dim):
+        raise ValueError(
+            f"noise should have shape (T, K, B, z_dim) = ({T}, K, {B}, {z_dim}); got {tuple(noise.shape)}."
+        )
+    check_float("noise", noise, like=params.m0)
+
+
+@entry(_check_posterior_noise)
+def sample_posterior(
+    params: LinearGaussian, filtered: Filtered, noise: Float[Tensor, "T K B z_dim"]
+) -> Float[Tensor, "T K B z_dim"]:
+    r"""Sample whole paths z_1:T from p(z_1:T | x_1:T), backward in time, as a function of normal noise.
+
+    .. math::
+        z_T \sim N(m_{T|T}, P_{T|T}), \qquad
+        z_t \mid z_{t+1} \sim N\big(m_{t|t} + G_t (z_{t+1} - m_{t+1|t}),\; P_{t|t} - G_t P_{t+1|t}
+        G_t^\top\big)
+
+    Args:
+        params: the model; P0 and Q positive definite.
+        filtered: result of :func:`kalman_filter` for the same model.
+        noise: standard normal draws, K paths of each sequence.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a conditional covariance that is not positive definite.
+
+    Example:
+        >>> I = torch.eye(1)
+        >>> walk = LinearGaussian(m0=torch.zeros(1), P0=I, A=I, Q=I, C=I, R=I)
+        >>> filtered = kalman_filter(walk, torch.ones(6, 2, 1))
+        >>> sample_posterior(walk, filtered, torch.randn(6, 100, 2, 1)).shape
+        torch.Size([6, 100, 2, 1])
+    """
+    gain, spread = _reversed_kernel(params, filtered)
+    L = torch.cat(
+        [cholesky(spread, "Cov(z_t | z_{t+1}, x_1:t)"), cholesky(filtered.covariance[-1:], "P_{T|T}")]
+    )
+    shocks = (filtered.mean.unsqueeze(1) + matvec(L.unsqueeze(1), noise)).unbind(0)
+    z = [shocks[-1]]
+    for G, predicted_mean, shock in reversed(
+        list(zip(gain, filtered.predicted_mean[1:], shocks[:-1], strict=True))
+    ):
+        z.append(shock + matvec(G, z[-1] - predicted_mean))
+    return torch.stack(z[::-1])
+
+
+def _check_prediction(params: Any, mean: Any, covariance: Any, steps: int, control: Any = None) -> None:
+    if mean.ndim != 2:
+        raise ValueError(f"mean should have shape (B, z_dim), one time step; got {tuple(mean.shape)}.")
+    if steps < 1:
+        raise ValueError(f"steps should be at least 1; got {steps}.")
+    check_parameters(params, steps, mean.shape[0], control)
+    check_float("mean", mean, like=params.m0)
+    check_shape("mean", mean, (mean.shape[0], params.m0.shape[-1]), "(B, z_dim)")
+    check_shape("covariance", covariance, (*mean.shape, mean.shape[-1]), "(B, z_dim, z_dim)")
+
+
+@entry(_check_prediction)
+def kalman_predict(
+    params: LinearGaussian,
+    mean: Float[Tensor, "B z_dim"],
+    covariance: Float[Tensor, "B z_dim z_dim"],
+    steps: int,
+    control: Float[Tensor, "steps B u_dim"] | None = None,
+) -> Gaussian:
+    r"""Moments of the next states, :math:`z_{t+1}, \dots, z_{t+\text{steps}}`, from those of z_t.
+
+    The same numbers as filtering with `steps` more frames that are all missing. The first prediction is the
+    `m0, P0` with which to filter the next chunk of a long sequence.
+
+    Args:
+        params: the model; what varies in time covers the predicted steps.
+        mean: of z_t, such as the last filtered one.
+        covariance: of z_t.
+        steps: number of states to predict.
+        control: inputs into the predicted steps, if the model has B or D.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> I = torch.eye(1)
+        >>> walk = LinearGaussian(m0=torch.zeros(1), P0=I, A=I, Q=I, C=I, R=I)
+        >>> kalman_predict(walk, torch.ones(1, 1), torch.ones(1, 1, 1), steps=3).covariance.flatten()
+        tensor([2., 3., 4.])
+    """
+    f, _ = offsets(params, steps, mean.shape[0], control)
+    moments = [(mean, covariance)]
+    for A, Q, f_t in zip(per_step(params.A, steps), per_step(params.Q, steps), f.unbind(0), strict=True):
+        m, P = moments[-1]
+        moments.append((matvec(A, m) + f_t, symmetric(A @ P @ A.mT + Q)))
+    means, covariances = zip(*moments[1:], strict=True)
+    return Gaussian(torch.stack(means), torch.stack(covariances))

@@ -1,0 +1,271 @@
+r"""The model: three conditionals, and the recursion that carries what they condition on.
+
+.. math::
+    p(x_{1:T}, z_{1:T}) &= \prod_t p(z_t \mid x_{<t}, z_{<t})\; p(x_t \mid x_{<t}, z_{\le t}) \\
+    q(z_{1:T} \mid x_{1:T}) &= \prod_t q(z_t \mid z_{<t}, x_{1:T})
+
+A model is a :class:`SequentialLVM` with these factors as methods. **The argument list of a method is its
+information set**, so the one time loop (`scan.py`) knows what runs before it (whatever reads x only) and
+after it (scoring). Time leads inside the engine: x is (T, B, x_dim), a latent is (T, K, B, z_dim) for K
+particles, and what depends on x alone has no K axis and broadcasts against what does (use `cat`).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import inspect
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dynavae.distributions import standard_normal
+from dynavae.nn.heads import Emission, EmissionHead, to_emission
+from dynavae.nn.memory import Empty, Memory
+from dynavae.tree import cat
+
+
+class Frame(NamedTuple):
+    """What the networks may read of one frame, or of all frames at once."""
+
+    x: Tensor  # (..., x_dim); 0 where it was not observed
+    observed: Tensor | None  # (..., x_dim) bool; None: everything was observed, or has been drawn
+    control: Tensor | None  # (..., control_dim)
+
+
+class Past(NamedTuple):
+    """Everything known just before z_t."""
+
+    x: Any  # c_t = c(x_<t), the output of `past_x`; (B, .) without particles
+    h: Any  # h_t = h(x_<t, z_<t): any tree of (K, B, .) tensors
+    control: Tensor | None  # known input of this step (B, control_dim)
+    w: Tensor | None  # per-sequence latent (K, B, w_dim)
+    prior: Any = None  # p(z_t | .), given to a posterior that declares `reads_prior`
+
+
+class Present(NamedTuple):
+    """The same once z_t is known: what the likelihood of x_t and the update may read."""
+
+    x: Any
+    h: Any
+    control: Tensor | None
+    w: Tensor | None
+
+
+class Evidence(NamedTuple):
+    """What an inference network may read: all of x, nothing of z. Time leads."""
+
+    frame: Frame  # x (T, B, x_dim) with what is missing set to 0
+    u: Any  # features(frame)  (T, B, .)
+    c: Any  # past_x over u: c_t = c(x_<t)
+    g: Any  # seen_x over recognition(frame): g_t = g(x_<=t)
+    lengths: Tensor  # (B,)
+    w: Tensor | None  # per-sequence latent (K, B, w_dim), already drawn
+
+
+class SequentialLVM(nn.Module, abc.ABC):
+    """Base of every model. A subclass writes the factors; every task and objective then works.
+
+    Required: `initial`, `absorb`, `prior`, `likelihood`, `posterior`, and a call of `super().__init__`.
+    `features`, `evidence`, `update`, the two memories of x and the per-sequence latent are optional.
+
+    Class attributes, each of which a law checks against what autograd sees:
+        causal: q(z_t | .) reads x_<=t only, so the model can filter and stream.
+        autoregressive: the generative part reads x_<t.
+        reads_prior: `posterior` reads `past.prior`; the engine then computes it in the loop.
+        mean_field: q(z_t | .) does not read z_<t, so z_1:T is drawn at once and `unroll` replaces the loop.
+        per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
+        discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
+
+    Attributes set by ``__init__``: `x_dim, z_dim, w_dim, control_dim, emission, config`.
+    """
+
+    causal: ClassVar[bool] | bool = False
+    autoregressive: ClassVar[bool] | bool = False
+    reads_prior: ClassVar[bool] | bool = False
+    mean_field: ClassVar[bool] | bool = False
+    per_step_likelihood: ClassVar[bool] | bool = True
+    discrete_latent: ClassVar[bool] = False
+    variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Named constructor options that the laws also run on, beside the defaults."""
+
+    x_dim: int
+    z_dim: int
+    config: dict[str, Any]
+    past_x: Memory | Empty
+    seen_x: Memory | Empty
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int,
+        emission: Emission | str | dict[str, Any] = "gaussian",
+        control_dim: int = 0,
+        w_dim: int = 0,
+        mask_input: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("x_dim", x_dim), ("z_dim", z_dim)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} of {type(self).__name__} should be a positive integer; got {value!r}.")
+        if control_dim < 0 or w_dim < 0:
+            raise ValueError(f"control_dim and w_dim should be 0 or more; got {control_dim} and {w_dim}.")
+        self.x_dim, self.z_dim, self.control_dim, self.w_dim = x_dim, z_dim, control_dim, w_dim
+        self.mask_input = mask_input
+        self.emission = to_emission(emission)
+        # Set here: as class attributes they would shadow the submodules of the subclass.
+        self.past_x, self.seen_x = Empty(), Empty()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Record the constructor's arguments: they are the configuration that a checkpoint stores."""
+        super().__init_subclass__(**kwargs)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+
+    # --- sizes and shared pieces for subclasses ---------------------------------------------------
+
+    @property
+    def input_dim(self) -> int:
+        """Features of `encode`: the observation as networks read it, its mask if wanted, the control."""
+        return self.emission.input_dim(self.x_dim) + self.x_dim * self.mask_input + self.control_dim
+
+    def encode(self, frame: Frame) -> Tensor:
+        """[x, its mask if `mask_input`, control], with missing coordinates at zero."""
+        x = self.emission.encode(frame.x)
+        seen = frame.observed
+        if seen is not None and x is not frame.x:
+            repeated = seen.repeat_interleave(x.shape[-1] // seen.shape[-1], -1)
+            x = torch.where(repeated, x, 0.0)
+        mask = None
+        if self.mask_input:
+            mask = torch.ones_like(frame.x) if seen is None else seen.to(frame.x.dtype)
+        return cat(x, mask, frame.control)
+
+    def emit(self, in_dim: int) -> EmissionHead:
+        """The emission head p(x_t | features of size in_dim)."""
+        return EmissionHead(self.emission, in_dim, self.x_dim)
+
+    def zeros(self, lead: tuple[int, ...], dim: int) -> Tensor:
+        """Zeros with the device and type of the parameters."""
+        return next(self.parameters()).new_zeros(*lead, dim)
+
+    # --- x only: no method here can read z ---------------------------------------------------------
+
+    def features(self, frame: Frame) -> Any:
+        """u_t = phi(x_t): what the recursion and the memories of x read."""
+        return self.encode(frame)
+
+    def recognition(self, frame: Frame) -> Any:
+        """v_t = psi(x_t): input of the inference memory `seen_x`."""
+        return self.features(frame)
+
+    def evidence(self, seen: Evidence) -> Any:
+        """e_t = e(x_1:T): what the posterior reads of x; by default u_t."""
+        return seen.u
+
+    # --- the recursion ------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def initial(self, lead: tuple[int, ...]) -> Any:
+        """h_1: a tree of tensors with leading axes `lead` = (K, B)."""
+
+    @abc.abstractmethod
+    def absorb(self, past: Past, z: Tensor) -> Any:
+        """Past and z_t give present.h."""
+
+    def update(self, present: Present, u: Any) -> Any:
+        """Present and x_t (as features u_t) give the next past.h; by default x_t is not read."""
+        return present.h
+
+    def unroll(self, z: Tensor, u: Any, c: Any, control: Tensor | None, w: Any, h: Any) -> tuple[Any, Any, Any]:
+        """(past.h, present.h) stacked over time, and the last h: only for a mean-field q, all z at once."""
+        raise TypeError(f"{type(self).__name__} declares mean_field but has no unroll.")
+
+    # --- the three conditionals ---------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def prior(self, past: Past) -> Any:
+        """p(z_t | x_<t, z_<t)."""
+
+    @abc.abstractmethod
+    def likelihood(self, present: Present) -> Any:
+        """p(x_t | x_<t, z_<=t)."""
+
+    @abc.abstractmethod
+    def posterior(self, past: Past, e: Any) -> Any:
+        """q(z_t | z_<t, x_1:T)."""
+
+    def decode(self, present: Present, lengths: Tensor) -> Any:
+        """p(x_t | .) for all t at once; override only if it reads z_1:T."""
+        return self.likelihood(present)
+
+    # --- the per-sequence latent --------------------------------------------------------------------
+
+    def static_prior(self, batch: int) -> Any:
+        """p(w), by default N(0, I)."""
+        return standard_normal((batch,), self.w_dim, next(self.parameters()))
+
+    def static_posterior(self, seen: Evidence) -> Any:
+        """q(w | x_1:T): (B, w_dim)."""
+        raise TypeError(f"{type(self).__name__} has w_dim={self.w_dim} but no static_posterior.")
+
+    # --- noise --------------------------------------------------------------------------------------
+
+    @property
+    def z_noise_dim(self) -> int:
+        """Standard normals that one draw of z_t takes."""
+        return self.z_dim
+
+    @property
+    def x_noise_dim(self) -> int:
+        """Standard normals that one draw of x_t takes."""
+        return self.x_dim * self.emission.noise_per_feature
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v!r}" for k, v in self.config.items())
+
+
+def _recording(init: Any) -> Any:
+    """Wrap a constructor so that the outermost call leaves its arguments in `self.config`."""
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapped(self: SequentialLVM, *args: Any, **kwargs: Any) -> None:
+        outermost = not hasattr(self, "_config")
+        if outermost:
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+            except TypeError as error:
+                raise TypeError(_explain(type(self).__name__, signature, kwargs, error)) from None
+            bound.apply_defaults()
+            config = {k: _plain(v) for k, v in bound.arguments.items() if k != "self"}
+            object.__setattr__(self, "_config", config)
+        init(self, *args, **kwargs)
+        if outermost:
+            self.config = self._config
+
+    return wrapped
+
+
+def _plain(value: Any) -> Any:
+    """A constructor argument as JSON holds it."""
+    if dataclasses.is_dataclass(value) and hasattr(value, "to_config"):
+        return value.to_config()
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _explain(name: str, signature: inspect.Signature, kwargs: dict[str, Any], error: TypeError) -> str:
+    """An unknown option is answered with the nearest one and the list."""
+    import difflib
+
+    options = [p for p in signature.parameters if p != "self"]
+    unknown = [k for k in kwargs if k not in options]
+    if not unknown:
+        return f"{name}: {error}. Options: {', '.join(options)}."
+    near = difflib.get_close_matches(unknown[0], options, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"unknown option {unknown[0]!r} for {name}{hint} Options: {', '.join(options)}."

@@ -1,0 +1,73 @@
+"""Where z_t comes from: functions (model, past, e, informed) -> q_t.
+
+`informed` (B,) is True for the sequences whose evidence at t holds an observation that the posterior may
+read; elsewhere (after the last observation, or at a gap for a causal posterior) z_t comes from the prior.
+A proposal never changes what is estimated, only how well: its density enters every weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from dynavae.distributions import Chain, either
+from dynavae.model import Past, SequentialLVM
+
+
+class Proposal(Protocol):
+    """What the loop asks of a proposal.
+
+    needs_prior: it reads `past.prior`, which the engine then computes first.
+    """
+
+    needs_prior: bool
+
+    def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any: ...
+
+
+class Amortized:
+    """The inference network q(z_t | z_<t, x), and the prior where it has nothing to read."""
+
+    needs_prior = False
+
+    def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any:
+        if informed is None:
+            return model.posterior(past, e)
+        prior = past.prior if past.prior is not None else model.prior(past)
+        q = model.posterior(past, e)
+        if isinstance(q, Chain) or isinstance(prior, Chain):
+            return _either_chain(informed, q, prior)
+        return either(informed.expand(_lead(q)), q, prior)
+
+
+class Bootstrap:
+    """The prior, whatever x says: the proposal of a bootstrap particle filter."""
+
+    needs_prior = True
+
+    def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any:
+        return past.prior
+
+
+amortized = Amortized()
+bootstrap = Bootstrap()
+
+
+def _lead(d: Any) -> Any:
+    return d.mean.shape[:-1]
+
+
+def _either_chain(informed: Tensor, q: Any, prior: Any) -> Chain:
+    """Choose latent by latent, so that each level of the chain is chosen with its own conditions."""
+
+    def step(i: int) -> Any:
+        def conditional(*blocks: Tensor) -> Any:
+            first, second = q.steps[i](*blocks), prior.steps[i](*blocks)
+            return either(informed.expand(_lead(first)), first, second)
+
+        return conditional
+
+    if not (isinstance(q, Chain) and isinstance(prior, Chain) and q.sizes == prior.sizes):
+        raise TypeError("prior and posterior should both be chains of the same sizes, or neither.")
+    return Chain([step(i) for i in range(len(q.sizes))], list(q.sizes))

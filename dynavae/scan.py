@@ -1,0 +1,472 @@
+"""The one time loop. Every task and objective is a choice of what is observed, proposal and resampler.
+
+Before the loop runs whatever reads x only, after it whatever merely scores; what is left inside is the
+recursion over z. The fast path and the plain one (`fast=False`, everything in the loop) give the same
+numbers: that is law L1.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynavae import tree
+from dynavae.batch import Sequences
+from dynavae.distributions import REPARAMETERIZED, at, sample_at
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.noise import Noise, draw
+from dynavae.proposals import Amortized, Proposal, amortized
+from dynavae.resampling import Resampling
+
+
+class State(NamedTuple):
+    """What the next chunk of the same sequences needs: pass it to `scan(state=...)`."""
+
+    h: Any  # the recursion, (K, B, .)
+    m: Any  # memory of x_<t as the generative part saw it (with drawn values)
+    c: Any  # memory of x_<t as the inference part saw it
+    g: Any  # inference memory of x_<=t
+    w: Tensor | None  # per-sequence latent
+    log_w: Tensor  # (K, B) running log-weights
+    drawn: bool = False  # whether m has seen drawn values, so that it differs from c
+
+    def detach(self) -> State:
+        """The same values, cut from the graph: truncated back-propagation."""
+        return tree.detach(self)
+
+
+class Trajectory(NamedTuple):
+    """Sampled paths and the log-density of every factor along them. Zero at padding; nats."""
+
+    z: Tensor  # (T, K, B, z_dim)
+    x: Tensor | None  # (T, K, B, x_dim): observed values, the rest drawn; None if nothing was drawn
+    q: Any  # q(z_t | .), stacked over time
+    p_z: Any  # p(z_t | .)
+    p_x: Any  # p(x_t | .)
+    log_prior: Tensor  # (T, K, B), as the two below
+    log_likelihood: Tensor  # of the observed coordinates
+    log_proposal: Tensor
+    kl: Tensor | None  # KL(q_t || p_t) per coordinate (T, K, B, z_dim); None without a closed form
+    w: Tensor | None  # (K, B, w_dim)
+    log_prior_w: Tensor | None  # (K, B), as the one below
+    log_proposal_w: Tensor | None
+    kl_w: Tensor | None  # (K, B, w_dim)
+    log_weight: Tensor | None  # (T, K, B) running weight before resampling, if resampling
+    ancestors: Tensor | None  # (T, K, B) whom each particle of step t+1 continues, if resampling
+    log_evidence: Tensor | None  # (B,) particle estimate of log p(x), if resampling
+    valid: Tensor  # (T, B)
+    state: State | None  # after the last frame of each sequence, if asked for
+
+    @property
+    def log_w(self) -> Tensor:
+        """Log-weight of each step, (T, K, B)."""
+        return self.log_prior + self.log_likelihood - self.log_proposal
+
+    @property
+    def log_w_static(self) -> Tensor | float:
+        """Log-weight of the per-sequence latent, (K, B)."""
+        return 0.0 if self.log_prior_w is None else self.log_prior_w - self.log_proposal_w
+
+
+def scan(
+    model: SequentialLVM,
+    batch: Sequences,
+    *,
+    particles: int = 1,
+    propose: Proposal = amortized,
+    resample: Resampling | None = None,
+    free: Tensor | None = None,
+    feedback: str = "sample",
+    draw_x: bool = False,
+    noise: Noise | None = None,
+    generator: torch.Generator | None = None,
+    state: State | None = None,
+    carry: bool = False,
+    fast: bool = True,
+) -> Trajectory:
+    """Run a model over time.
+
+    An unobserved x_t that the recursion reads is drawn from p(x_t | .), so every bound stays a bound on the
+    likelihood of the observed values; z_t comes from the prior where its posterior has nothing to read.
+
+    Args:
+        batch: the sequences; unobserved values are hidden before anything else is computed.
+        particles: K paths per sequence.
+        propose: where z_t comes from.
+        resample: scheme and threshold, or None for independent paths.
+        free: (B, T) bool; where True the recursion reads the model's own output instead of the data
+            (scheduled sampling, free running). No gradient flows through that output.
+        feedback: "sample" or "mean", what an own output is.
+        draw_x: also draw unobserved x that nothing reads.
+        noise: all randomness; by default drawn with `generator`.
+        state: where the previous chunk of these sequences ended.
+        carry: return the state after each sequence's last frame.
+        fast: hoist and defer; False runs everything in the loop.
+    """
+    run = _Run(model, batch, particles, propose, resample, free, feedback, draw_x, state, carry, fast)
+    if noise is None:
+        noise = draw(
+            model, run.T, run.K, run.B, x=run.draws or draw_x, resample=resample is not None, generator=generator
+        )
+    run.noise = noise
+    run.before_loop()
+    if run.all_at_once:
+        run.mean_field()
+    else:
+        run.loop()
+    return run.after_loop()
+
+
+class _Run:
+    """One call of :func:`scan`, in three stages: before, in and after the loop."""
+
+    noise: Noise
+
+    def __init__(
+        self,
+        model: SequentialLVM,
+        batch: Sequences,
+        particles: int,
+        propose: Proposal,
+        resample: Resampling | None,
+        free: Tensor | None,
+        feedback: str,
+        draw_x: bool,
+        state: State | None,
+        carry: bool,
+        fast: bool,
+    ) -> None:
+        check_fits(model, batch)
+        if feedback not in ("sample", "mean"):
+            raise ValueError(f"feedback should be 'sample' or 'mean'; got {feedback!r}.")
+        if particles < 1:
+            raise ValueError(f"particles should be at least 1; got {particles}.")
+        if resample is not None and not model.per_step_likelihood:
+            raise ValueError(
+                f"resampling weighs p(x_t | z_<=t) step by step, but {type(model).__name__} decodes x_t from "
+                "z_1:T; use independent paths (iwae) instead."
+            )
+        self.model, self.propose, self.resample, self.feedback = model, propose, resample, feedback
+        self.draw_x, self.state, self.carry, self.fast = draw_x, state, carry, fast
+        self.K, self.B, self.T = particles, len(batch), batch.steps
+        self.lengths = batch.lengths
+        self.x = batch.x.flatten(2).transpose(0, 1)
+        self.control = None if batch.control is None else batch.control.transpose(0, 1)
+        self.valid = batch.valid.T
+        self.ragged = not bool(self.valid.all())
+        observed = batch.observed.flatten(2).transpose(0, 1)
+        self.observed = None if batch.complete else observed
+        # What the recursion is given (T, B, x_dim): seen, and not to be replaced by the model's own output.
+        given = observed | ~self.valid.unsqueeze(-1)
+        if free is not None:
+            given = given & ~(free.T & self.valid).unsqueeze(-1)
+        self.given = given
+        self.given_all = given.flatten(1).all(1).tolist()
+        self.free = free is not None
+        diverged = state is not None and state.drawn and model.past_x.out_dim > 0
+        self.draws = bool(model.autoregressive) and (diverged or not all(self.given_all))
+        # Where the posterior has something to read (T, B).
+        informed = observed.any(-1)
+        if not model.causal:
+            informed = informed.flip(0).cummax(0).values.flip(0)
+        self.any_seen = observed.any(-1).any(0)  # (B,)
+        self.informed_any = (informed & self.valid).any(1).tolist()
+        self.informed = informed | ~self.valid
+        self.informed_all = self.informed.all(1).tolist()
+        if not isinstance(propose, Amortized):
+            self.informed_any, self.informed_all = [True] * self.T, [True] * self.T
+        self.all_at_once = (
+            fast
+            and bool(model.mean_field)
+            and isinstance(propose, Amortized)
+            and resample is None
+            and not self.draws
+            and all(self.informed_all)
+            and not (carry and self.ragged)
+        )
+        self.prior_in_loop = (
+            not fast
+            or bool(model.reads_prior)
+            or propose.needs_prior
+            or resample is not None
+            or not all(self.informed_all)
+        )
+        self.likelihood_in_loop = bool(model.per_step_likelihood) and (
+            not fast or resample is not None or self.draws
+        )
+
+    # --- before the loop: whatever reads x only -----------------------------------------------------
+
+    def before_loop(self) -> None:
+        model, T, K, B = self.model, self.T, self.K, self.B
+        state = self.state
+        frame = Frame(self.x, self.observed, self.control)
+        keep = self.valid if self.carry and self.ragged else None
+        if self.fast:
+            self.u, v = model.features(frame), model.recognition(frame)
+        else:
+            frames = [Frame(*f) for f in zip(*(_steps(a, T) for a in frame), strict=True)]
+            self.u = tree.stack([model.features(f) for f in frames])
+            v = tree.stack([model.recognition(f) for f in frames])
+        self.c, self.c_last = model.past_x.before(self.u, None if state is None else state.c, keep, self.fast)
+        g, self.g_last = model.seen_x.run(v, None if state is None else state.g, keep, self.fast)
+        evidence = Evidence(frame, self.u, self.c, g, self.lengths, None)
+        self._draw_static(evidence)
+        needs_evidence = isinstance(self.propose, Amortized) and any(self.informed_any)
+        self.e = model.evidence(evidence._replace(w=self.w)) if needs_evidence else None
+        if state is None:
+            self.h = model.initial((K, B))
+            self.m = model.past_x.initial((K, B)) if self.draws else ()
+            self.log_w = self.x.new_zeros(K, B)
+            if self.w is not None:
+                self.log_w = self.log_w + self.log_prior_w - self.log_proposal_w
+        else:
+            self.h, self.m, self.log_w = state.h, state.m, state.log_w
+        self.log_w_start = self.log_w
+
+    def _draw_static(self, evidence: Evidence) -> None:
+        self.w = self.log_prior_w = self.log_proposal_w = self.kl_w = None
+        if not self.model.w_dim:
+            return
+        if self.state is not None:
+            self.w = self.state.w
+            return
+        p_w = self.model.static_prior(self.B)
+        q_w = self.model.static_posterior(evidence) if bool(self.any_seen.any()) else p_w
+        if not bool(self.any_seen.all()):
+            q_w = tree.where(self.any_seen, q_w, p_w)
+        if self.noise.w is None:
+            raise ValueError(f"{type(self.model).__name__} has a per-sequence latent: noise.w should be given.")
+        self.w = q_w.sample(self.noise.w)
+        self.log_prior_w, self.log_proposal_w = p_w.log_prob(self.w), q_w.log_prob(self.w)
+        kl_w = q_w.kl(p_w)
+        self.kl_w = None if kl_w is None else kl_w.expand(self.K, *kl_w.shape)
+
+    # --- the loop: sample, remember, move on ---------------------------------------------------------
+
+    def loop(self) -> None:
+        model, T, K = self.model, self.T, self.K
+        # Unbind once: the backward of a[t] inside a loop allocates a full-size zero tensor per step.
+        x_steps, u_steps = _steps(self.x, T), _steps(self.u, T)
+        c_steps = _steps(self.c, T)
+        e_steps = _steps(self._with_particles(self.e) if model.mean_field else self.e, T)
+        control_steps, z_noise = _steps(self.control, T), _steps(self.noise.z, T)
+        x_noise = _steps(self.noise.x, T)
+        given, valid = _steps(self.given, T), _steps(self.valid, T)
+        h, m, w, log_w = self.h, self.m, self.w, self.log_w
+        lineage = None  # who the current particles descend from, for evidence that has a particle axis
+        self.zs, self.qs, self.p_zs, self.p_xs, self.xs = [], [], [], [], []
+        self.cs, self.past_hs, self.present_hs = [], [], []
+        self.log_weights, self.ancestors, self.increments = [], [], []
+        for t in range(T):
+            c_t = model.past_x.read(m) if self.draws and model.past_x.out_dim else c_steps[t]
+            past = Past(c_t, h, control_steps[t], w)
+            if self.prior_in_loop:
+                past = past._replace(prior=model.prior(past))
+            if not self.informed_any[t]:
+                q = past.prior
+            else:
+                e_t = e_steps[t] if lineage is None else _follow(e_steps[t], lineage)
+                q = self.propose(model, past, e_t, None if self.informed_all[t] else self.informed[t])
+            z, q = sample_at(q, z_noise[t])
+            present = Present(c_t, model.absorb(past, z), control_steps[t], w)
+            self.zs.append(z)
+            self.qs.append(q)
+            self.cs.append(c_t)
+            self.past_hs.append(h)
+            self.present_hs.append(present.h)
+            if self.prior_in_loop:
+                self.p_zs.append(at(past.prior, z))
+            if self.likelihood_in_loop:
+                self.p_xs.append(model.likelihood(present))
+            x_t, u_t = x_steps[t], u_steps[t]
+            if self.draws:
+                if not self.given_all[t]:
+                    x_t = self._fill(x_t, given[t], self.p_xs[-1], None if x_noise is None else x_noise[t])
+                    u_t = model.features(Frame(x_t, None, control_steps[t]))
+                self.xs.append(x_t.expand(K, *x_t.shape[-2:]))
+                m = self._held(valid[t], model.past_x.step(m, u_t), m)
+            h = self._held(valid[t], model.update(present, u_t), h)
+            if self.resample is not None:
+                log_w, ancestors = self._weigh(t, log_w, z, valid[t])
+                if ancestors is not None:
+                    h, m = tree.select(h, ancestors), tree.select(m, ancestors)
+                    if w is not None:
+                        w = tree.select(w, ancestors)
+                        lineage = ancestors if lineage is None else torch.gather(lineage, 0, ancestors)
+        self.h, self.m, self.log_w, self.w_last = h, m, log_w, w
+
+    def _fill(self, x: Tensor, given: Tensor, p_x: Any, noise: Tensor | None) -> Tensor:
+        if self.feedback == "mean":
+            drawn = p_x.mean
+        else:
+            drawn = p_x.sample(noise)
+        if self.free or not isinstance(p_x, REPARAMETERIZED):
+            drawn = drawn.detach()
+        return torch.where(given, x, drawn)
+
+    def _held(self, valid: Tensor, new: Any, old: Any) -> Any:
+        """After a sequence's end its state stays, if someone will ask for it."""
+        if not (self.carry and self.ragged):
+            return new
+        return tree.where(valid.expand(self.K, -1), new, old)
+
+    def _weigh(self, t: int, log_w: Tensor, z: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        resample = self.resample
+        assert resample is not None and self.noise.resample is not None
+        observed = None if self.observed is None else self.observed[t]
+        log_lik = self.p_xs[-1].log_prob(self.x[t], observed)
+        increment = self.p_zs[-1].log_prob(z) + log_lik - self.qs[-1].log_prob(z)
+        log_w = log_w + torch.where(valid, increment, 0.0)
+        self.log_weights.append(log_w)
+        more = valid if self.carry else t + 1 < self.lengths
+        due = resample.due(log_w) & more
+        stay = torch.arange(self.K, device=log_w.device).unsqueeze(-1).expand(-1, self.B)
+        if not bool(due.any()):
+            self.ancestors.append(stay)
+            return log_w, None
+        uniform = torch.special.ndtr(self.noise.resample[t])
+        ancestors = torch.where(due, resample.ancestors(log_w, uniform), stay)
+        self.ancestors.append(ancestors)
+        self.increments.append(torch.where(due, _log_mean_exp(log_w), 0.0))
+        return torch.where(due, 0.0, log_w), ancestors
+
+    def _with_particles(self, e: Any) -> Any:
+        """Evidence of a mean-field posterior, which no (K, B, .) state would broadcast."""
+        return tree.tree_map(lambda a: a.unsqueeze(1).expand(-1, self.K, *a.shape[1:]) if a.ndim == 3 else a, e)
+
+    # --- q ignores z_<t: all z at once ----------------------------------------------------------------
+
+    def mean_field(self) -> None:
+        e = tree.tree_map(lambda a: a.unsqueeze(1) if a.ndim == 3 else a, self.e)
+        past = Past(None, None, _lift(self.control), self.w)
+        self.z, self.q = sample_at(self.model.posterior(past, e), self.noise.z)
+        self.past_h, self.present_h, self.h = self.model.unroll(
+            self.z, self.u, self.c, self.control, self.w, self.h
+        )
+        self.w_last = self.w
+
+    # --- after the loop: the conditionals do not care about batch shape, so score all t at once --------
+
+    def after_loop(self) -> Trajectory:
+        model = self.model
+        if not self.all_at_once:
+            self.z = torch.stack(self.zs)
+            self.q = None if self._mixed(self.qs) else tree.stack(self.qs)
+            self.past_h, self.present_h = tree.stack(self.past_hs), tree.stack(self.present_hs)
+        c = tree.stack(self.cs) if self.draws and model.past_x.out_dim else _lift(self.c)
+        control = _lift(self.control)
+        if self.all_at_once or not self.prior_in_loop:
+            p_z = at(model.prior(Past(c, self.past_h, control, self.w)), self.z)
+        else:
+            p_z = None if self._mixed(self.p_zs) else tree.stack(self.p_zs)
+        if not self.all_at_once and self.likelihood_in_loop:
+            p_x = tree.stack(self.p_xs)
+        else:
+            p_x = model.decode(Present(c, self.present_h, control, self.w), self.lengths)
+
+        log_prior = p_z.log_prob(self.z) if p_z is not None else self._each(self.p_zs)
+        log_proposal = self.q.log_prob(self.z) if self.q is not None else self._each(self.qs)
+        observed = None if self.observed is None else self.observed.unsqueeze(1)
+        log_likelihood = p_x.log_prob(self.x.unsqueeze(1), observed)
+        kl = self.q.kl(p_z) if self.q is not None and p_z is not None else None
+
+        lead = (self.T, self.K, self.B)
+        log_evidence = log_weight = ancestors = None
+        if self.resample is not None:
+            log_evidence = _log_mean_exp(self.log_w) - (0.0 if self.state is None else _log_mean_exp(self.log_w_start))
+            log_evidence = log_evidence + sum(self.increments)
+            log_weight, ancestors = torch.stack(self.log_weights), torch.stack(self.ancestors)
+        trajectory = Trajectory(
+            self.z,
+            self._drawn(p_x),
+            self.q,
+            p_z,
+            p_x,
+            self._masked(log_prior.expand(lead)),
+            self._masked(log_likelihood.expand(lead)),
+            self._masked(log_proposal.expand(lead)),
+            None if kl is None else self._masked(kl.expand(*lead, kl.shape[-1])),
+            self.w,
+            self.log_prior_w,
+            self.log_proposal_w,
+            self.kl_w,
+            log_weight,
+            ancestors,
+            log_evidence,
+            self.valid,
+            None,
+        )
+        return trajectory._replace(state=self._state(trajectory)) if self.carry else trajectory
+
+    def _drawn(self, p_x: Any) -> Tensor | None:
+        if not self.all_at_once and self.draws:
+            return torch.stack(self.xs)
+        if not self.draw_x:
+            return None
+        assert self.noise.x is not None
+        drawn = p_x.mean if self.feedback == "mean" else p_x.sample(self.noise.x)
+        drawn = drawn.expand(self.T, self.K, *drawn.shape[2:])
+        return torch.where(self.given.unsqueeze(1), self.x.unsqueeze(1), drawn)
+
+    def _state(self, trajectory: Trajectory) -> State:
+        log_w = self.log_w
+        if self.resample is None:
+            log_w = log_w + trajectory.log_w.sum(0)
+        m = self.m
+        if not self.draws:  # nothing was drawn: both parts of the model saw the same x
+            m = tree.tree_map(lambda a: a.expand(self.K, *a.shape[-2:]), self.c_last)
+        return State(self.h, m, self.c_last, self.g_last, self.w_last, log_w, self.draws)
+
+    def _mixed(self, ds: list[Any]) -> bool:
+        """Whether the steps have distributions of different kinds or shapes, which cannot be stacked."""
+        return not all(tree.same_structure(ds[0], d) for d in ds[1:])
+
+    def _each(self, ds: list[Any]) -> Tensor:
+        return torch.stack([d.log_prob(z).expand(self.K, self.B) for d, z in zip(ds, self.zs, strict=True)])
+
+    def _masked(self, terms: Tensor) -> Tensor:
+        if not self.ragged:
+            return terms
+        mask = self.valid.unsqueeze(1)
+        return torch.where(mask if terms.ndim == 3 else mask.unsqueeze(-1), terms, 0.0)
+
+
+def check_fits(model: SequentialLVM, batch: Sequences) -> None:
+    """Whether these sequences are what this model was built for."""
+    name = type(model).__name__
+    if batch.x_dim != model.x_dim:
+        raise ValueError(f"{name} was built for x_dim={model.x_dim}; the sequences have {batch.x_dim} features.")
+    got = 0 if batch.control is None else batch.control.shape[-1]
+    if got != model.control_dim:
+        raise ValueError(
+            f"{name} was built for control_dim={model.control_dim}; the sequences carry "
+            f"{got or 'no'} control{'s' if got != 1 else ''}."
+        )
+    parameter = next(model.parameters())
+    if batch.x.dtype != parameter.dtype or batch.x.device != parameter.device:
+        raise TypeError(
+            f"{name} has {parameter.dtype} on {parameter.device}, the sequences {batch.x.dtype} on "
+            f"{batch.x.device}; use batch.to(...) or model.to(...)."
+        )
+
+
+def _steps(value: Any, length: int) -> Any:
+    """A list of `length` values, one per step."""
+    return [None] * length if value is None else tree.unbind(value, length)
+
+
+def _lift(value: Any) -> Any:
+    """(T, B, .) to (T, 1, B, .): a particle axis that broadcasts."""
+    return tree.tree_map(lambda a: a.unsqueeze(1), value)
+
+
+def _follow(e: Any, lineage: Tensor) -> Any:
+    return tree.tree_map(lambda a: tree.select(a, lineage) if a.ndim == 3 else a, e)
+
+
+def _log_mean_exp(log_w: Tensor) -> Tensor:
+    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
