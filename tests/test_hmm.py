@@ -245,6 +245,10 @@ def test_impossible_data_have_probability_zero_not_nan() -> None:
     )
     assert filtered.log_likelihood.sum().item() == -math.inf
     assert not any(part.isnan().any() for part in (*filtered, *smoothed))
+    with pytest.raises(ValueError, match="sequence 0 has probability 0 from t=1 on"):
+        hmm.sample_posterior(left_right, filtered, torch.rand(3, 2, 1))
+    with pytest.raises(ValueError, match="log_transition has a row in which every state is impossible"):
+        hmm.simulate(start, left_right + start.flip(0), torch.rand(3, 2))
     filtered.log_likelihood[0].sum().backward()
     assert emission.grad.isfinite().all()
 

@@ -384,6 +384,15 @@ def test_float32_stays_positive_definite_and_close_to_float64_under_autocast() -
     close(filtered.log_likelihood.double().sum(0), exact.log_likelihood.sum(0), rtol=1e-3, atol=0)
 
 
+def test_joseph_form_keeps_what_the_short_form_loses() -> None:
+    eye = torch.eye(2)
+    vague = LinearGaussian(torch.zeros(2), 1e5 * eye, eye, 1e-4 * eye, eye, 1e-3 * eye)
+    filtered = kalman_filter(vague, torch.zeros(3, 1, 2))
+    double = LinearGaussian(*(None if value is None else value.double() for value in vague))
+    exact = kalman_filter(double, torch.zeros(3, 1, 2, dtype=torch.float64))
+    close(filtered.covariance.double(), exact.covariance, rtol=1e-4, atol=1e-12)
+
+
 def test_errors_say_what_to_do() -> None:
     params, x, observed, control = random_problem(11)
     nan = x.clone()

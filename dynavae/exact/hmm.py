@@ -277,6 +277,10 @@ def _check_sample(log_transition: Any, filtered: Any, uniform: Any, lengths: Any
             f"uniform should have shape (T, K, B) = ({T}, samples, {B}); got {tuple(uniform.shape)}."
         )
     check_uniform(uniform)
+    impossible = (filtered.log_filtered == -torch.inf).all(-1)
+    if impossible.any():
+        t, row = impossible.nonzero()[0].tolist()
+        raise ValueError(f"sequence {row} has probability 0 from t={t} on, so no path can be sampled.")
 
 
 @entry(_check_sample)
@@ -299,7 +303,7 @@ def sample_posterior(
         lengths: frames of each sequence, as given to the filter; the last state is repeated after the end.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or noise outside [0, 1).
+        ValueError: for shapes or dtypes that do not fit, noise outside [0, 1), or data of probability 0.
 
     Example:
         >>> log_initial = torch.tensor([0.5, 0.5]).log()

@@ -79,9 +79,7 @@ def repeat_last(states: Tensor, valid: Tensor) -> Tensor:
 def draw(log_probability: Tensor, uniform: Tensor) -> Tensor:
     """Invert the distribution function over the last axis; a state of probability 0 is never drawn."""
     cumulative = log_probability.exp().cumsum(-1)
-    total = cumulative[..., -1:]
-    state = (cumulative <= uniform.unsqueeze(-1) * total).sum(-1)
-    return torch.minimum(state, (cumulative < total).sum(-1))
+    return (cumulative <= uniform.unsqueeze(-1) * cumulative[..., -1:]).sum(-1)
 
 
 def check_uniform(uniform: Any) -> None:
@@ -94,6 +92,11 @@ def check_simulate(log_initial: Any, log_transition: Any, uniform: Any) -> None:
         raise ValueError(f"uniform should have shape (T, B) with T >= 1; got {tuple(uniform.shape)}.")
     check_chain(log_initial, log_transition, *uniform.shape)
     check_uniform(uniform)
+    for name, value in (("log_initial", log_initial), ("log_transition", log_transition)):
+        if (value == -torch.inf).all(-1).any():
+            raise ValueError(
+                f"{name} has a row in which every state is impossible (-inf); rows should sum to one."
+            )
 
 
 @entry(check_simulate)

@@ -49,7 +49,8 @@ def write_report(
         scores: one dictionary each, with the keys of `dynavae.tasks.Score`: ``nats_per_frame``,
             ``nats_per_frame_by_sequence``, ``bound``, ``particles``, ``frames``, ``sequences``,
             ``first_frame``, ``split``, ``data_sha256``, ``kl``, ``seed``, and ``measure`` ("density" or
-            "mass"; by default that of ``kind``). What a score does not state is shown as such; further keys are shown too.
+            "mass"; by default that of ``kind``). What a score does not state is shown as such; further keys
+            are shown too.
         history: one dictionary for each epoch or step: ``epoch`` or ``step``, and numbers such as
             ``train/loss``, ``valid/nats_per_frame``, ``kl_weight``. Keys may come and go from row to row.
         kl_per_dim: KL of each latent dimension in nats per frame, (z_dim,).
@@ -116,7 +117,7 @@ def write_report(
     ]
     tiles = [
         html.tile(
-            html.number(round(float(score["nats_per_frame"]), 4), 5),
+            html.fixed(float(score["nats_per_frame"]), 3),
             "nats per frame",
             sections.score_title(score),
         )

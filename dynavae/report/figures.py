@@ -68,7 +68,7 @@ def kl_bars(kl_per_dim: np.ndarray, threshold: float) -> Figure:
 
 
 def panels(
-    labels: Sequence[str], draw: Callable[[Axes, int], None], xlabel: str, height: float = 0.72
+    labels: Sequence[str], draw: Callable[[Axes, int], object], xlabel: str, height: float = 0.72
 ) -> Figure:
     """Panels one above the other that share the horizontal axis; ``draw(axis, i)`` fills panel i."""
     drawing = figure(WIDE, 0.42 + height * max(len(labels), 2))
@@ -146,7 +146,10 @@ def against_data(
                 linewidth=0.9,
                 linestyle=(0, (1, 1.5)),
             )
-        axis.plot(time, np.where(seen, truth, np.nan), color=INK, linewidth=1, **_dots(seen))
+        width, opacity = (1.0, 1.0) if only_gaps else (3.0, 0.35)  # a reconstruction would hide a thin line
+        axis.plot(
+            time, np.where(seen, truth, np.nan), color=INK, linewidth=width, alpha=opacity, **_dots(seen)
+        )
         axis.plot(time, np.where(shown, centre, np.nan), color=BLUE)
 
     return panels(labels, draw, xlabel)

@@ -46,8 +46,18 @@ def number(value: float, digits: int = 4) -> str:
     elif 1e-3 <= abs(value) < 10**digits:
         text = f"{value:.{digits}g}"
     else:
-        text = re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.{digits - 1}g}")
+        text = re.sub(r"e([+-])0*(\d)", lambda m: f"e{m[1].strip('+')}{m[2]}", f"{value:.{digits}g}")
     return text.replace("-", "−")
+
+
+def fixed(value: float, decimals: int) -> str:
+    """A number with the given decimals, so that a column of them lines up.
+
+    Example:
+        >>> fixed(-6.3, 4), fixed(float("inf"), 4)
+        ('−6.3000', '∞')
+    """
+    return f"{value:.{decimals}f}".replace("-", "−") if math.isfinite(value) else number(value)
 
 
 def value(item: Any) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
@@ -91,7 +92,7 @@ def piano_rolls(
         axis.set_ylim(low - 0.5, high - 0.5)
         ticks = [key for key in range(low, high) if (lowest_midi + key) % 12 in (0, 7)]
         axis.set_yticks(ticks, [note_name(lowest_midi + key) for key in ticks])
-    axes[-1].set_xlabel("time (s)" if now is None else "time from the last observed frame (s)")
+    axes[-1].set_xlabel("time (s)" if now is None else "time (s), from the start of the forecast")
     return drawing
 
 
@@ -101,7 +102,7 @@ def spectrograms(
     frame_seconds: float | None,
     sample_rate: float | None,
     now: int | None = None,
-    dynamic_range: float = 60.0,
+    dynamic_range: float = 70.0,
 ) -> Figure:
     """Power spectrograms (T, bins) in decibels, one above the other; missing values stay blank.
 
@@ -152,7 +153,7 @@ def _pictures(
             extent=(origin, origin + len(value) * step, *vertical),
             origin="lower" if vertical[0] < vertical[1] else "upper",
             aspect="auto",
-            cmap=colours,
+            cmap=colormaps[colours].resampled(128),
             vmin=limits[0],
             vmax=limits[1],
         )
@@ -161,7 +162,7 @@ def _pictures(
         axis.grid(visible=False)
         if now is not None:
             axis.axvline(0, color="#ffffff", linewidth=1, linestyle=(0, (3, 2)))
-    axes[-1].set_xlabel(xlabel if now is None else f"{xlabel}, from the last observed frame")
+    axes[-1].set_xlabel(xlabel if now is None else f"{xlabel}, from the start of the forecast")
     bar = drawing.colorbar(picture, ax=list(axes), pad=0.01, fraction=0.03, aspect=12 * len(values))
     bar.set_label(unit)
     bar.outline.set_visible(False)
@@ -184,7 +185,7 @@ def _bars(
     left, right = origin + start * frame_seconds, origin + stop * frame_seconds
     below, above = key - height / 2, key + height / 2
     corners = np.stack([left, below, left, above, right, above, right, below], 1).reshape(-1, 4, 2)
-    axis.add_collection(PolyCollection(corners, **{"linewidths": 0, **style}))
+    axis.add_collection(PolyCollection(list(corners), **{"linewidths": 0, **style}))
 
 
 def _shades(probability: np.ndarray) -> np.ndarray:

@@ -110,11 +110,12 @@ def _score_cell(score: Mapping[str, Any], key: str, required: bool) -> str:
     if key == "bound":
         return html.escape(BOUNDS.get(str(entry), entry))
     if key.startswith("nats") and isinstance(entry, int | float | np.number):
-        return html.number(round(float(entry), 4), digits=6)
+        return html.fixed(float(entry), 1 if key == "nats_total" else 4)
     if isinstance(entry, str) and html.HASH.fullmatch(entry):
         return f'<code title="{entry}">{entry[:12]}…</code>'
-    if not isinstance(entry, str | Mapping) and isinstance(entry, Iterable) and np.size(entry) > 6:
-        return f"{np.size(entry)} values"
+    if not isinstance(entry, str | Mapping) and isinstance(entry, Iterable):
+        values = list(entry)
+        return f"{len(values)} values" if len(values) > 6 else html.value(values)
     return html.value(entry)
 
 
@@ -124,7 +125,7 @@ def history_section(history: Sequence[Mapping[str, Any]]) -> Section | None:
     metrics: dict[str, dict[str, list[tuple[float, float]]]] = {}
     left_out: dict[str, int] = {}
     for index, row in enumerate(history):
-        x = row.get(clock) if clock else index
+        x: Any = row.get(clock) if clock else index
         if not _finite(x):
             continue
         for key, y in row.items():

@@ -18,8 +18,6 @@ from dynavae.report.html import Section
 from dynavae.report.images import Roll
 from dynavae.report.theme import svg, theme
 
-PALETTE = 96  # colours of a picture
-
 Arrays = Mapping[str, Any]
 
 
@@ -108,13 +106,12 @@ def _reconstruction(item: Arrays, index: int, canvas: Canvas) -> str:
             if not observed.all():
                 caption += f" Shaded: not observed ({1 - observed.mean():.0%})."
             keys = html.legend(
-                ("line", "ink", "data"), ("line", "blue", "reconstruction"), *_gap_key(observed)
+                ("area", "ink", "data"), ("line", "blue", "reconstruction"), *_gap_key(observed)
             )
             return html.card(title, picture, caption, f"Line charts. {caption}", keys=keys)
         picture = svg(
             canvas.pictures(("data", "reconstruction"), (np.where(observed, data, np.nan), mean)),
             name,
-            PALETTE,
         )
         caption = f"{whole} Above, the data, blank where not observed; below, the mean of the reconstruction."
         return html.card(title, picture, caption, f"Two pictures, {_WHAT[canvas.kind]}. {caption}")
@@ -142,7 +139,7 @@ def _sample(x: np.ndarray, index: int, canvas: Canvas) -> str:
             return html.card(
                 title, picture, caption, f"Line charts of a sequence drawn from the model. {caption}"
             )
-        picture = svg(canvas.pictures(("",), (x,)), name, PALETTE)
+        picture = svg(canvas.pictures(("",), (x,)), name)
         return html.card(
             title,
             picture,
@@ -189,14 +186,13 @@ def _forecast(item: Arrays, index: int, canvas: Canvas) -> str:
             return html.card(title, picture, caption, f"Piano rolls. {caption}", keys=keys, extras=extras)
         if canvas.lines:
             dims = list(canvas.dims)
-            times = (np.arange(-past, 0) * canvas.step, np.arange(horizon) * canvas.step)
-            values = (context[:, dims], None if truth is None else truth[:, dims], samples[..., dims])
-            unit = (
-                "time (s), from the first forecast"
-                if canvas.frame_seconds
-                else "frame, from the first forecast"
+            before, since = np.arange(-past, 0) * canvas.step, np.arange(horizon) * canvas.step
+            context_lines, truth_lines = context[:, dims], None if truth is None else truth[:, dims]
+            unit = f"{canvas.unit}, from the start of the forecast"
+            drawing = figures.forecast(
+                before, since, context_lines, truth_lines, samples[..., dims], canvas.label(dims), unit
             )
-            picture = svg(figures.forecast(*times, *values, canvas.label(dims), unit), name)
+            picture = svg(drawing, name)
             caption = f"{whole}{_which(dims, samples[0])}"
             if len(samples) > 1:
                 caption += (
@@ -209,11 +205,11 @@ def _forecast(item: Arrays, index: int, canvas: Canvas) -> str:
                 inside = ((truth >= low) & (truth <= high))[seen].mean() if seen.any() else float("nan")
                 caption += f" Root mean squared error of the mean {_rmse(truth, samples.mean(0), seen)}; "
                 caption += f"{inside:.0%} of the true values lie in the 90 % band."
-            keys = [("line", "ink", "observed"), ("area", "blue", "forecast"), ("line", "orange", "truth")]
-            keys = html.legend(*(keys if truth is not None else keys[:2]))
+            entries = [("line", "ink", "observed"), ("area", "blue", "forecast"), ("line", "orange", "truth")]
+            keys = html.legend(*(entries if truth is not None else entries[:2]))
             return html.card(title, picture, caption, f"Line charts. {caption}", keys=keys)
         joined = {label: np.concatenate([context, x]) for label, x in after.items()}
-        picture = svg(canvas.pictures(list(joined), list(joined.values()), now=past), name, PALETTE)
+        picture = svg(canvas.pictures(list(joined), list(joined.values()), now=past), name)
         caption = (
             f"{whole} The line marks where the forecast begins; before it all pictures show "
             "the same observed frames."
@@ -253,12 +249,12 @@ def _imputation(item: Arrays, index: int, canvas: Canvas) -> str:
             on = np.where(observed, np.nan_to_num(data), 0)
             rolls = [
                 Roll("observed", notes=on, observed=observed),
-                Roll("filled in", shade=np.where(observed, on, mean)),
+                Roll("filled in", shade=np.where(observed, on, mean), observed=observed),
             ]
             picture = svg(images.piano_rolls(rolls, canvas.step, canvas.lowest_midi or 0), name)
         else:
             values = (np.where(observed, data, np.nan), np.where(observed, data, mean))
-            picture = svg(canvas.pictures(("observed", "filled in"), values), name, PALETTE)
+            picture = svg(canvas.pictures(("observed", "filled in"), values), name)
     caption = (
         f"{whole} {missing}. Above, what was observed; below, the gaps filled with the mean of the model."
     )
@@ -282,11 +278,10 @@ def _against_data(
     bounds: Any = None,
     **options: Any,
 ) -> Any:
-    columns = [a[:, dims] for a in (data, observed, mean)]
+    time, labels = _time(len(data), canvas), canvas.label(dims)
+    data, observed, mean = (a[:, dims] for a in (data, observed, mean))
     bounds = None if bounds is None else (bounds[0][:, dims], bounds[1][:, dims])
-    return figures.against_data(
-        _time(len(data), canvas), *columns, canvas.label(dims), canvas.unit, bounds=bounds, **options
-    )
+    return figures.against_data(time, data, observed, mean, labels, canvas.unit, bounds=bounds, **options)
 
 
 def _span(x: np.ndarray, canvas: Canvas) -> tuple[str, int]:

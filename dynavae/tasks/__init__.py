@@ -1,0 +1,38 @@
+"""What a fitted model is for: score, filter, smooth, reconstruct, generate, forecast, impute.
+
+Each is the one time loop with another choice of what is observed, where z comes from and whether
+particles are resampled. Batch-first in and out; results do not depend on the batch size.
+"""
+
+from dynavae.tasks.capabilities import TASKS, capabilities, require
+from dynavae.tasks.latents import Latents, filter, smooth
+from dynavae.tasks.prediction import (
+    Forecast,
+    Generated,
+    Imputation,
+    Reconstruction,
+    forecast,
+    generate,
+    impute,
+    reconstruct,
+)
+from dynavae.tasks.scoring import Score, score
+
+__all__ = [
+    "TASKS",
+    "Forecast",
+    "Generated",
+    "Imputation",
+    "Latents",
+    "Reconstruction",
+    "Score",
+    "capabilities",
+    "filter",
+    "forecast",
+    "generate",
+    "impute",
+    "reconstruct",
+    "require",
+    "score",
+    "smooth",
+]

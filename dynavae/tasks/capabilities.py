@@ -1,0 +1,60 @@
+"""Which task is right for which model, and what to do instead where it is not."""
+
+from __future__ import annotations
+
+from dynavae.model import SequentialLVM
+
+TASKS = (
+    "elbo",
+    "iwae",
+    "fivo",
+    "exact",
+    "filter",
+    "smooth",
+    "reconstruct",
+    "generate",
+    "forecast",
+    "impute",
+    "stream",
+)
+"""Columns of the model × task table: four bounds, then the tasks."""
+
+
+def refusal(model: SequentialLVM, task: str) -> str | None:
+    """None if the task is right for this model, else a sentence that says why not and names the alternative."""
+    name = type(model).__name__
+    if task == "fivo" and not model.per_step_likelihood:
+        return (
+            f"fivo weighs p(x_t | z_<=t) step by step, but this {name} decodes x_t from z_1:T; "
+            "use bound='iwae', or its causal decoder."
+        )
+    if task in ("exact",) and not model.exact:
+        return f"{name} has no exact likelihood; use bound='elbo', 'iwae' or 'fivo'."
+    if task == "filter" and not (model.causal or model.exact):
+        if not model.per_step_likelihood:
+            return f"filter needs p(x_t | z_<=t), but this {name} decodes x_t from z_1:T; use smooth(...)."
+        return (
+            f"filter needs a causal posterior q(z_t | z_<t, x_<=t), but this {name} reads the future of x "
+            f"(causal = False). Use smooth(...), or pass propose=bootstrap."
+        )
+    if task == "stream" and not model.causal:
+        return f"streaming needs a causal posterior, but this {name} reads the future of x; use smooth(...) on a window."
+    return None
+
+
+def capabilities(model: SequentialLVM) -> dict[str, bool]:
+    """Task -> whether it is right for this model.
+
+    Example:
+        >>> from dynavae.models import VRNN
+        >>> capabilities(VRNN(x_dim=3, z_dim=2, h_dim=4))["filter"]
+        True
+    """
+    return {task: refusal(model, task) is None for task in TASKS}
+
+
+def require(model: SequentialLVM, task: str) -> None:
+    """Raise the refusal, if there is one."""
+    sentence = refusal(model, task)
+    if sentence is not None:
+        raise ValueError(sentence)
