@@ -1,0 +1,58 @@
+"""dynavae: deep sequential latent-variable models, and their exact relatives, in one engine.
+
+    p(x, z) = prod_t p(z_t | x_<t, z_<t) p(x_t | x_<t, z_<=t),   q(z | x) = prod_t q(z_t | z_<t, x_1:T)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynavae.batch import Sequences
+from dynavae.model import SequentialLVM
+from dynavae.models import DKF, DSAE, HMM, LGSSM, MODELS, RVAE, SRNN, STORN, VAE, VRNN
+from dynavae.proposals import amortized, bootstrap
+from dynavae.resampling import Resampling
+from dynavae.scan import scan
+from dynavae.tasks import filter, forecast, generate, impute, reconstruct, score, smooth  # noqa: A004
+
+__version__ = "0.1.0"
+
+_LAZY = {"fit": "dynavae.training", "load": "dynavae.checkpoint"}
+
+
+def __getattr__(name: str) -> Any:
+    """`fit` needs Lightning, which takes seconds to import: only when asked for."""
+    if name in _LAZY:
+        import importlib
+
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'dynavae' has no attribute {name!r}")
+
+
+__all__ = [
+    "DKF",
+    "DSAE",
+    "HMM",
+    "LGSSM",
+    "MODELS",
+    "RVAE",
+    "SRNN",
+    "STORN",
+    "VAE",
+    "VRNN",
+    "Resampling",
+    "SequentialLVM",
+    "Sequences",
+    "amortized",
+    "bootstrap",
+    "filter",
+    "fit",
+    "forecast",
+    "generate",
+    "impute",
+    "load",
+    "reconstruct",
+    "scan",
+    "score",
+    "smooth",
+]

@@ -16,11 +16,13 @@ import abc
 import dataclasses
 import functools
 import inspect
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dynavae.batch import Sequences
 from dynavae.distributions import standard_normal
 from dynavae.nn.heads import Emission, EmissionHead, to_emission
 from dynavae.nn.memory import Empty, Memory
@@ -78,16 +80,18 @@ class SequentialLVM(nn.Module, abc.ABC):
         mean_field: q(z_t | .) does not read z_<t, so z_1:T is drawn at once and `unroll` replaces the loop.
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
+        exact: log p(x), filter and smoother are known; see `exact_log_likelihood` and its fellows.
 
     Attributes set by ``__init__``: `x_dim, z_dim, w_dim, control_dim, emission, config`.
     """
 
-    causal: ClassVar[bool] | bool = False
-    autoregressive: ClassVar[bool] | bool = False
-    reads_prior: ClassVar[bool] | bool = False
-    mean_field: ClassVar[bool] | bool = False
-    per_step_likelihood: ClassVar[bool] | bool = True
-    discrete_latent: ClassVar[bool] = False
+    causal: bool = False
+    autoregressive: bool = False
+    reads_prior: bool = False
+    mean_field: bool = False
+    per_step_likelihood: bool = True
+    discrete_latent: bool = False
+    exact: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named constructor options that the laws also run on, beside the defaults."""
 
@@ -210,6 +214,32 @@ class SequentialLVM(nn.Module, abc.ABC):
     def static_posterior(self, seen: Evidence) -> Any:
         """q(w | x_1:T): (B, w_dim)."""
         raise TypeError(f"{type(self).__name__} has w_dim={self.w_dim} but no static_posterior.")
+
+    # --- for exact models -----------------------------------------------------------------------------
+
+    def exact_log_likelihood(self, batch: Sequences) -> Tensor:
+        """log p(x) of the observed values (B,), nats."""
+        raise TypeError(f"{type(self).__name__} has no exact likelihood.")
+
+    def exact_filter(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of p(z_t | x_1:t), each (B, T, .)."""
+        raise TypeError(f"{type(self).__name__} has no exact filter.")
+
+    def exact_smooth(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of p(z_t | x_1:T), each (B, T, .)."""
+        raise TypeError(f"{type(self).__name__} has no exact smoother.")
+
+    def latent_values(self, z: Tensor) -> Tensor:
+        """z as numbers that may be averaged: one-hot codes where z is a class."""
+        return z
+
+    # --- saving -------------------------------------------------------------------------------------
+
+    def save_pretrained(self, directory: str | Path, extra: dict[str, Any] | None = None) -> Path:
+        """Write `config.json` and `model.safetensors`; :func:`dynavae.load` reads them back."""
+        from dynavae.checkpoint import save_pretrained
+
+        return save_pretrained(self, directory, extra)
 
     # --- noise --------------------------------------------------------------------------------------
 

@@ -232,7 +232,7 @@ class TestPage:
 
 
 def test_the_page_does_not_depend_on_when_it_is_written(tmp_path: Path) -> None:
-    run = {**common(), **real_run()}
+    run = {**common(), "samples": [np.arange(12.0).reshape(6, 2)]}
     first, second = (write_report(tmp_path / f"{i}.html", **run).read_bytes() for i in range(2))
     assert first == second
 
@@ -288,9 +288,7 @@ class TestSettingAndScores:
         page = Page(write_report(tmp_path / "a.html", title="a", setting=common()["setting"]))
         assert page.sections == ["setting"]
         said = page.said("dd")
-        assert "1\u202f234\u202f567" in said.replace("\u00a0", "\u202f").replace(
-            "1 234 567", "1\u202f234\u202f567"
-        )
+        assert "1\u202f234\u202f567" in said
         assert "64, 32" in said
         assert "yes" in said
         assert "z_dim" in page.said("code")
@@ -359,12 +357,13 @@ def test_active_units_are_counted(tmp_path: Path) -> None:
     assert "0.712 nats per frame in all" in page.said("figcaption")
 
 
-class TestMusic:
-    @pytest.fixture(scope="class")
-    def song(self, tmp_path_factory: pytest.TempPathFactory) -> Page:
-        pytest.importorskip("pretty_midi")
-        return Page(write_report(tmp_path_factory.mktemp("music") / "a.html", title="a", **music_run()))
+@pytest.fixture(scope="module")
+def song(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    pytest.importorskip("pretty_midi")
+    return Page(write_report(tmp_path_factory.mktemp("music") / "a.html", title="a", **music_run()))
 
+
+class TestMusic:
     def test_sounds_play_for_the_clip(self, song: Page) -> None:
         sounds = song.data("audio/wav")
         assert len(sounds) == len(song.all("audio")) == 2 + 2 + 3 + 2
@@ -400,7 +399,8 @@ class TestMusic:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(music, "can_write_midi", lambda: False)
-        page = Page(write_report(tmp_path / "a.html", title="a", **music_run()))
+        run = {**music_run(), "forecasts": None, "imputations": None}
+        page = Page(write_report(tmp_path / "a.html", title="a", **run))
         assert page.data("audio/wav")
         assert not page.data("audio/midi")
         assert "pretty_midi is not installed" in page.said("p")

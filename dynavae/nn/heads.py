@@ -66,6 +66,7 @@ class Emission:
 
     noise_per_feature: ClassVar[int] = 1
     discrete: ClassVar[bool] = False
+    categorical: ClassVar[bool] = False
     numbers: ClassVar[int] = 1
 
     def input_dim(self, x_dim: int) -> int:
@@ -200,6 +201,7 @@ class Categorical(Emission):
 
     classes: int = 2
     discrete: ClassVar[bool] = True
+    categorical: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.classes < 2:

@@ -33,14 +33,14 @@ def escape(text: object) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number for people: integers in full, with thousands apart; others to ``digits`` significant digits.
+    r"""A number for people: integers in full, with thousands apart; others to ``digits`` significant digits.
 
     Example:
         >>> number(1234567), number(6.123456), number(1.5e-7), number(-0.5), number(float("nan"))
-        ('1 234 567', '6.123', '1.5e−7', '−0.5', 'NaN')
+        ('1\u202f234\u202f567', '6.123', '1.5e−7', '−0.5', 'NaN')
     """
     if isinstance(value, int) or float(value).is_integer():
-        text = f"{int(value):,}".replace(",", " ") if abs(value) >= 10_000 else str(int(value))
+        text = f"{int(value):,}".replace(",", "\u202f") if abs(value) >= 10_000 else str(int(value))
     elif not math.isfinite(value):
         text = "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     elif 1e-3 <= abs(value) < 10**digits:

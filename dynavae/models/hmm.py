@@ -1,0 +1,135 @@
+"""HMM: a discrete Markov chain seen through any emission, whose posterior is exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from dynavae.batch import Sequences
+from dynavae.distributions import Categorical
+from dynavae.exact import hmm
+from dynavae.model import Evidence, Past, Present, SequentialLVM
+from dynavae.nn import Emission, EmissionHead
+
+
+class HMM(SequentialLVM):
+    r"""Hidden Markov model with S states.
+
+    .. math::
+        p(z_1) = \pi, \qquad p(z_t \mid z_{t-1}) = A_{z_{t-1}, z_t}, \qquad p(x_t \mid z_t), \qquad
+        q(z \mid x) = \prod_t p(z_t \mid z_{t-1}, x_{t:T}) \;\text{exactly}
+
+    z_t is one class number. The posterior weighs each transition by the backward message
+    :math:`p(x_{t:T} \mid z_t)`, so every sampled path has weight log p(x): its ELBO with a sampled KL is the
+    likelihood, and so is its gradient, although z is discrete.
+
+    References: Rabiner, A Tutorial on Hidden Markov Models, 1989.
+    Differs from the reference: nothing; observations that are missing, whole or in part, are left out exactly.
+    Not this model: for states that move continuously, see :class:`LGSSM` and :class:`DKF`.
+
+    Args:
+        x_dim: features of one observation.
+        states: S.
+        emission: coordinates are independent given the state; parameters are a table with a row per state.
+        sticky: added to the initial log-probability of staying in a state.
+
+    Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, 1).
+
+    Example:
+        >>> from dynavae import smooth
+        >>> smooth(HMM(x_dim=2, states=3), torch.zeros(1, 5, 2)).mean.shape  # probabilities of the states
+        torch.Size([1, 5, 3])
+    """
+
+    exact = True
+    discrete_latent = True
+    variants = {"bernoulli": {"emission": "bernoulli"}}  # noqa: RUF012
+
+    def __init__(
+        self,
+        x_dim: int,
+        states: int = 8,
+        emission: Emission | str | dict[str, Any] = "gaussian",
+        sticky: float = 1.0,
+    ) -> None:
+        super().__init__(x_dim, 1, emission)
+        if states < 2:
+            raise ValueError(f"an HMM needs at least 2 states; got {states}.")
+        self.states = states
+        self.raw_initial = nn.Parameter(torch.zeros(states))
+        self.raw_transition = nn.Parameter(0.1 * torch.randn(states, states) + sticky * torch.eye(states))
+        self.p_x = EmissionHead(self.emission, states, x_dim)  # a linear map of a one-hot code: a table
+        nn.init.normal_(self.p_x.linear.weight, std=0.5)
+
+    @property
+    def log_initial(self) -> Tensor:
+        """log pi, (S,)."""
+        return self.raw_initial.log_softmax(-1)
+
+    @property
+    def log_transition(self) -> Tensor:
+        """log A, rows sum to one, (S, S)."""
+        return self.raw_transition.log_softmax(-1)
+
+    def log_emission(self, x: Tensor, observed: Tensor | None) -> Tensor:
+        """log p(x_t | z_t = k) of the observed coordinates, (..., S), from (..., x_dim)."""
+        p = self.p_x(torch.eye(self.states, dtype=x.dtype, device=x.device))
+        mask = None if observed is None else observed.unsqueeze(-2)
+        return p.log_prob(x.unsqueeze(-2), mask)
+
+    def latent_values(self, z: Tensor) -> Tensor:
+        missing = z.isnan()
+        codes = one_hot(z.nan_to_num(0).squeeze(-1).long(), self.states).to(z.dtype)
+        return codes.masked_fill(missing, torch.nan)
+
+    def evidence(self, seen: Evidence) -> Tensor:
+        """Messages log p(x_{t:T} | z_t = k)."""
+        log_emission = self.log_emission(seen.frame.x, seen.frame.observed)
+        return hmm.backward_messages(self.log_transition, log_emission, seen.lengths)
+
+    def initial(self, lead: tuple[int, ...]) -> Tensor:
+        return self.log_initial.expand(*lead, -1)  # log p(z_t | z_{t-1})
+
+    def absorb(self, past: Past, z: Tensor) -> Tensor:
+        return one_hot(z.squeeze(-1).long(), self.states).to(z.dtype)
+
+    def update(self, present: Present, u: Any) -> Tensor:
+        return self.log_transition[present.h.argmax(-1)]
+
+    def prior(self, past: Past) -> Categorical:
+        return Categorical(past.h.unsqueeze(-2))
+
+    def likelihood(self, present: Present) -> Any:
+        return self.p_x(present.h)
+
+    def posterior(self, past: Past, e: Tensor) -> Categorical:
+        return Categorical((past.h + e).unsqueeze(-2))
+
+    def _filtered(self, batch: Sequences) -> tuple[Any, Tensor, Tensor]:
+        log_emission = self.log_emission(batch.x, batch.observed).transpose(0, 1)
+        filtered = hmm.hmm_filter(self.log_initial, self.log_transition, log_emission, batch.lengths)
+        return filtered, log_emission, batch.lengths
+
+    def exact_log_likelihood(self, batch: Sequences) -> Tensor:
+        return self._filtered(batch)[0].log_likelihood.sum(0)
+
+    def exact_filter(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        return _moments(self._filtered(batch)[0].log_filtered)
+
+    def exact_smooth(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        _, log_emission, lengths = self._filtered(batch)
+        smoothed = hmm.hmm_smoother(self.log_initial, self.log_transition, log_emission, lengths)
+        return _moments(smoothed.log_gamma)
+
+    def most_probable_path(self, batch: Sequences) -> Tensor:
+        """argmax over z_1:T of p(z, x), by the Viterbi algorithm, (B, T) class numbers."""
+        _, log_emission, lengths = self._filtered(batch)
+        return hmm.viterbi(self.log_initial, self.log_transition, log_emission, lengths).path.T
+
+
+def _moments(log_p: Tensor) -> tuple[Tensor, Tensor]:
+    p = log_p.exp().transpose(0, 1)
+    return p, (p * (1 - p)).sqrt()

@@ -1,0 +1,170 @@
+"""LGSSM: the linear-Gaussian state-space model, whose posterior is exact."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from dynavae.batch import Sequences
+from dynavae.distributions import MultivariateNormal
+from dynavae.exact import kalman
+from dynavae.model import Evidence, Past, Present, SequentialLVM
+
+
+class LGSSM(SequentialLVM):
+    r"""Linear-Gaussian state-space model (Kalman filter and smoother): the oracle of every estimator.
+
+    .. math::
+        p(z_1) &= \mathcal N(m_0, P_0), \qquad p(z_t \mid z_{t-1}) = \mathcal N(A z_{t-1} + B u_t + b, Q) \\
+        p(x_t \mid z_t) &= \mathcal N(C z_t + D u_t + d, R), \qquad
+        q(z \mid x) = \prod_t p(z_t \mid z_{t-1}, x_{t:T}) \;\text{exactly}
+
+    The posterior fuses the transition with the backward message :math:`p(x_{t:T} \mid z_t)`, so every sampled
+    path has weight log p(x): the ELBO with a sampled KL *is* the likelihood, whatever the number of paths,
+    with values and coordinates missing. The control u_t drives the step into z_t; none enters z_1.
+
+    References: Kalman 1960; Rauch, Tung and Striebel 1965; Roweis and Ghahramani, A Unifying Review of Linear
+    Gaussian Models, 1999.
+    Differs from the references: covariances are held by Cholesky factors with a softplus diagonal.
+    Not this model: for a non-linear transition or emission, see :class:`DKF`.
+
+    Args:
+        x_dim: features of one observation.
+        z_dim: state dimensions.
+        control_dim: known inputs per frame.
+        noise: "full" or "diagonal" covariance R of the observations.
+
+    Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
+
+    Example:
+        >>> from dynavae import score
+        >>> model, x = LGSSM(x_dim=3, z_dim=2), torch.randn(4, 10, 3)
+        >>> a, b = score(model, x, kl="sample"), score(model, x, bound="exact")
+        >>> abs(a.nats_per_frame - b.nats_per_frame) < 1e-4
+        True
+    """
+
+    exact = True
+    variants = {"diagonal": {"noise": "diagonal"}}  # noqa: RUF012
+
+    def __init__(self, x_dim: int, z_dim: int = 4, control_dim: int = 0, noise: str = "full") -> None:
+        super().__init__(x_dim, z_dim, {"emission": "gaussian", "scale": "fixed"}, control_dim)
+        if noise not in ("full", "diagonal"):
+            raise ValueError(f"noise should be 'full' or 'diagonal'; got {noise!r}.")
+        self.full = noise == "full"
+        self.m0 = nn.Parameter(torch.zeros(z_dim))
+        self.A = nn.Parameter(0.9 * torch.eye(z_dim) + 0.05 * torch.randn(z_dim, z_dim) / math.sqrt(z_dim))
+        self.b = nn.Parameter(torch.zeros(z_dim))
+        self.C = nn.Parameter(torch.randn(x_dim, z_dim) / math.sqrt(z_dim))
+        self.d = nn.Parameter(torch.zeros(x_dim))
+        self.raw_P0, self.raw_Q = (nn.Parameter(_raw(z_dim, s)) for s in (1.0, 0.3))
+        self.raw_R = nn.Parameter(_raw(x_dim, 0.5) if self.full else _raw(x_dim, 0.5).diagonal().clone())
+        self.B = nn.Parameter(0.1 * torch.randn(z_dim, control_dim)) if control_dim else None
+        self.D = nn.Parameter(torch.zeros(x_dim, control_dim)) if control_dim else None
+
+    @property
+    def parameters_in_moments(self) -> kalman.LinearGaussian:
+        """m_0, P_0, A, Q, C, R, B, D, b, d as matrices."""
+        (P0, Q, R) = (L @ L.mT for L in self.factors)
+        return kalman.LinearGaussian(self.m0, P0, self.A, Q, self.C, R, self.B, self.D, self.b, self.d)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower Cholesky factors of P_0, Q and R."""
+        R = _factor(self.raw_R) if self.full else torch.diag(softplus(self.raw_R) + 1e-4)
+        return _factor(self.raw_P0), _factor(self.raw_Q), R
+
+    @torch.no_grad()
+    def set_moments(self, **values: Any) -> LGSSM:
+        """Set m0, P0, A, Q, C, R, B, D, b, d by name; covariances positive definite.
+
+        Example:
+            >>> LGSSM(x_dim=1, z_dim=1).set_moments(Q=[[0.25]]).parameters_in_moments.Q
+            tensor([[0.2500]], grad_fn=<MmBackward0>)
+        """
+        for name, value in values.items():
+            covariance = name in ("P0", "Q", "R")
+            target = getattr(self, f"raw_{name}" if covariance else name, None)
+            if target is None:
+                raise ValueError(f"LGSSM has no parameter {name!r}; it has m0, P0, A, Q, C, R, b, d, and B, D with controls.")
+            value = torch.as_tensor(value, dtype=target.dtype, device=target.device)
+            if covariance:
+                value = _unfactor(torch.linalg.cholesky(value))
+                value = value if target.ndim == 2 else value.diagonal()
+            if value.shape != target.shape:
+                raise ValueError(f"{name} should have shape {tuple(target.shape)}; got {tuple(value.shape)}.")
+            target.copy_(value)
+        return self
+
+    def evidence(self, seen: Evidence) -> kalman.Information:
+        """Messages p(x_{t:T} | z_t) in information form."""
+        observed = seen.frame.observed
+        valid = torch.arange(len(seen.frame.x), device=seen.lengths.device).unsqueeze(-1) < seen.lengths
+        mask = valid.unsqueeze(-1).expand_as(seen.frame.x)
+        mask = mask if observed is None else mask & observed
+        return kalman.backward_information(self.parameters_in_moments, seen.frame.x, mask, seen.frame.control)
+
+    def initial(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        return self.m0.expand(*lead, -1), self.zeros(lead, 1)  # mean of z_t before control; whether t > 1
+
+    def absorb(self, past: Past, z: Tensor) -> Tensor:
+        return z
+
+    def update(self, present: Present, u: Any) -> tuple[Tensor, Tensor]:
+        z = present.h
+        return z @ self.A.mT + self.b, torch.ones_like(z[..., :1])
+
+    def prior(self, past: Past) -> MultivariateNormal:
+        loc, started = past.h
+        if self.B is not None:
+            loc = loc + started * (past.control @ self.B.mT)
+        P0, Q, _ = self.factors
+        return MultivariateNormal(loc, torch.where(started.unsqueeze(-1) > 0, Q, P0))
+
+    def likelihood(self, present: Present) -> MultivariateNormal:
+        loc = present.h @ self.C.mT + self.d
+        if self.D is not None:
+            loc = loc + present.control @ self.D.mT
+        R = self.factors[2]
+        return MultivariateNormal(loc, R.expand(*loc.shape, -1))
+
+    def posterior(self, past: Past, e: kalman.Information) -> MultivariateNormal:
+        p = self.prior(past)
+        fused = kalman.condition(p.loc, p.scale_tril @ p.scale_tril.mT, e)
+        return MultivariateNormal(fused.mean, torch.linalg.cholesky(fused.covariance))
+
+    def _filtered(self, batch: Sequences) -> kalman.Filtered:
+        x, observed = batch.x.transpose(0, 1), batch.observed.transpose(0, 1)
+        control = None if batch.control is None else batch.control.transpose(0, 1)
+        return kalman.kalman_filter(self.parameters_in_moments, x, observed, control)
+
+    def exact_log_likelihood(self, batch: Sequences) -> Tensor:
+        return self._filtered(batch).log_likelihood.sum(0)
+
+    def exact_filter(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        return _moments(self._filtered(batch))
+
+    def exact_smooth(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        return _moments(kalman.kalman_smoother(self.parameters_in_moments, self._filtered(batch)))
+
+
+def _moments(belief: Any) -> tuple[Tensor, Tensor]:
+    stddev = belief.covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    return belief.mean.transpose(0, 1), stddev.transpose(0, 1)
+
+
+def _factor(raw: Tensor) -> Tensor:
+    """A lower triangular factor with a positive diagonal."""
+    return raw.tril(-1) + torch.diag(softplus(raw.diagonal()) + 1e-4)
+
+
+def _unfactor(L: Tensor) -> Tensor:
+    return L.tril(-1) + torch.diag(torch.log(torch.expm1((L.diagonal() - 1e-4).clamp(min=1e-12))))
+
+
+def _raw(dim: int, scale: float) -> Tensor:
+    return _unfactor(scale * torch.eye(dim))
