@@ -241,12 +241,13 @@ class MultivariateNormal(NamedTuple):
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Of the observed coordinates: the sub-block of the covariance, exactly."""
-        difference, factor, constant = x - self.loc, self.scale_tril, LOG_2PI * x.shape[-1]
+        difference, factor, constant = x - self.loc, self.scale_tril, x.new_tensor(LOG_2PI * x.shape[-1])
         if observed is not None and not bool(observed.all()):
             eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
             block = observed.unsqueeze(-1) & observed.unsqueeze(-2)
             factor = torch.linalg.cholesky(torch.where(block, factor @ factor.mT, eye))
-            difference, constant = torch.where(observed, difference, 0.0), LOG_2PI * observed.sum(-1)
+            difference = torch.where(observed, difference, 0.0)
+            constant = LOG_2PI * observed.to(x.dtype).sum(-1)
         whitened = torch.linalg.solve_triangular(factor, difference.unsqueeze(-1), upper=False).squeeze(-1)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (whitened.square().sum(-1) + constant) - log_det

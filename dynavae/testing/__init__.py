@@ -1,0 +1,104 @@
+"""Laws that every model must keep, whatever it is: run them on a new model with `check_model`.
+
+Each law is a function `law_<name>(build)`, where `build` makes the model anew at each call; it raises an
+AssertionError with a sentence that names the model, the law and the numbers.
+
+Example:
+    >>> from dynavae.models import VAE
+    >>> from dynavae.testing import law_factorisation, small
+    >>> law_factorisation(lambda: small(VAE))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dynavae.model import SequentialLVM
+from dynavae.testing.bounds import law_bounds, law_divergence, law_generation, law_marginal
+from dynavae.testing.cases import Case, cases, describe, sequences, small
+from dynavae.testing.equality import law_chunks, law_fast_equals_slow
+from dynavae.testing.factorisation import DependencyTable, dependency_table, law_factorisation
+from dynavae.testing.hygiene import (
+    law_checkpoint,
+    law_copy,
+    law_device,
+    law_gradients,
+    law_representation,
+    law_seeds,
+    law_sizes,
+    law_types,
+)
+from dynavae.testing.leaks import law_batch, law_forecast, law_padding, law_rows, law_unseen
+
+Law = Callable[[Callable[[], SequentialLVM]], None]
+
+LAWS: dict[str, Law] = {
+    "fast_equals_slow": law_fast_equals_slow,
+    "chunks": law_chunks,
+    "factorisation": law_factorisation,
+    "unseen": law_unseen,
+    "forecast": law_forecast,
+    "padding": law_padding,
+    "batch": law_batch,
+    "rows": law_rows,
+    "bounds": law_bounds,
+    "divergence": law_divergence,
+    "marginal": law_marginal,
+    "generation": law_generation,
+    "gradients": law_gradients,
+    "sizes": law_sizes,
+    "checkpoint": law_checkpoint,
+    "copy": law_copy,
+    "types": law_types,
+    "seeds": law_seeds,
+    "representation": law_representation,
+}
+"""Every law that needs no accelerator, by name. `law_device` is apart."""
+
+
+def check_model(cls: type[SequentialLVM]) -> None:
+    """Run every law on a class of models: its defaults, its variants, controls and several emissions.
+
+    Args:
+        cls: a model class. Its constructor should accept small sizes; see :func:`small`.
+
+    Raises:
+        AssertionError: at the first law that is broken, with the model, the law and the numbers.
+    """
+    for case in cases(cls):
+        for law in LAWS.values():
+            law(case.build)
+
+
+__all__ = [
+    "LAWS",
+    "Case",
+    "DependencyTable",
+    "Law",
+    "cases",
+    "check_model",
+    "dependency_table",
+    "describe",
+    "law_batch",
+    "law_bounds",
+    "law_checkpoint",
+    "law_chunks",
+    "law_copy",
+    "law_device",
+    "law_divergence",
+    "law_factorisation",
+    "law_fast_equals_slow",
+    "law_forecast",
+    "law_generation",
+    "law_gradients",
+    "law_marginal",
+    "law_padding",
+    "law_representation",
+    "law_rows",
+    "law_seeds",
+    "law_sizes",
+    "law_types",
+    "law_unseen",
+    "sequences",
+    "small",
+]

@@ -1,0 +1,157 @@
+"""Laws of probability: bounds in their order, divergences that are expectations, samples that fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynavae import objectives
+from dynavae.batch import Sequences
+from dynavae.distributions import Categorical, MultivariateNormal, Product
+from dynavae.model import SequentialLVM
+from dynavae.resampling import Resampling
+from dynavae.scan import Trajectory, scan
+from dynavae.testing.cases import compare, describe, noise_for, require, sequences, within
+
+REPLICAS = 256
+
+
+def copies(model: SequentialLVM, steps: int, missing: bool, number: int = REPLICAS) -> Sequences:
+    """One sequence many times: independent runs side by side in a batch."""
+    return sequences(model, (steps, steps, steps), missing)[[2] * number]
+
+
+@torch.no_grad()
+def law_bounds(build: Callable[[], SequentialLVM]) -> None:
+    r"""Identities hold exactly, and expectations are in order.
+
+    Rényi at alpha = 0 is IWAE, at 1 the mean of log w, which is the ELBO with the sampled KL; it falls in
+    alpha; one particle makes them equal; a filter that never resamples is IWAE. E[ELBO] <= E[IWAE_8].
+    """
+    law, model = "bounds", build()
+    for missing in (False, True):
+        batch = copies(model, 4, missing)
+        noise = noise_for(model, batch, 8)
+        paths = scan(model, batch, particles=8, noise=noise)
+        iwae, sampled = objectives.iwae(paths), objectives.elbo(paths, kl="sample")
+        log_w = objectives.log_weights(paths)
+        for name, a, b in (
+            ("renyi(alpha=0) and iwae", objectives.renyi(paths, 0.0), iwae),
+            ("renyi(alpha=1) and the mean of log w", objectives.renyi(paths, 1.0), log_w.mean(0)),
+            ("renyi(alpha=1) and the sampled elbo", objectives.renyi(paths, 1.0), sampled),
+            ("renyi near alpha=1 and its limit", objectives.renyi(paths, 1 - 1e-9), sampled),
+            ("renyi(alpha=-inf) and the best path", objectives.renyi(paths, -torch.inf), log_w.amax(0)),
+        ):
+            compare(law, model, name, a, b, 1e-5 if "near" in name else 1e-10)
+        ordered = torch.stack([objectives.renyi(paths, a) for a in (-torch.inf, -2.0, 0.0, 0.3, 0.9, 1.0)])
+        require(bool((ordered.diff(dim=0) <= 1e-9).all()), law, model, "renyi should not rise in alpha.")
+        if model.per_step_likelihood:  # a filter weighs frame by frame
+            never = scan(model, batch, particles=8, noise=noise, resample=Resampling(threshold=0.0))
+            compare(law, model, "fivo without resampling and iwae", objectives.fivo(never), iwae)
+        one = scan(model, batch, noise=noise_for(model, batch, 1, seed=2))
+        compare(law, model, "iwae of one path and the sampled elbo", objectives.iwae(one),
+                objectives.elbo(one, kl="sample"))  # fmt: skip
+        elbo = objectives.elbo(one, kl="sample" if one.kl is None else "analytic")
+        gap, error = float((elbo - iwae).mean()), float(((elbo.var() + iwae.var()) / len(batch)).sqrt())
+        require(gap <= 6 * error + 1e-12, law, model,
+                f"E[elbo] - E[iwae_8] = {gap:.4f} +- {error:.4f} should not be positive.")  # fmt: skip
+
+
+@torch.no_grad()
+def law_divergence(build: Callable[[], SequentialLVM]) -> None:
+    """The analytic KL is not negative and is the expectation of log q - log p at the sample."""
+    law, model = "analytic KL", build()
+    for missing in (False, True):
+        batch = copies(model, 4, missing, 1024)
+        paths = scan(model, batch, noise=noise_for(model, batch, 1))
+        if paths.kl is None:  # these two kinds of distribution have no closed form
+            continue
+        for name, kl, sampled in (
+            ("z", paths.kl.sum(-1), paths.log_proposal - paths.log_prior),
+            ("w", paths.kl_w, paths.log_proposal_w),
+        ):
+            if kl is None or sampled is None:  # no per-sequence latent
+                continue
+            if name == "w":
+                kl, sampled = kl.sum(-1), sampled - paths.log_prior_w
+            require(bool((kl >= -1e-12).all()), law, model, f"KL of {name} has {float(kl.min()):.2e} < 0.")
+            difference = (sampled - kl).reshape(-1, len(batch)).sum(0)
+            within(law, model, f"sampled minus analytic KL of {name}", difference)
+
+
+@torch.no_grad()
+def law_marginal(build: Callable[[], SequentialLVM]) -> None:
+    """The log-likelihood with a coordinate missing is the exact marginal of the others.
+
+    For emissions that factorise: the sum over observed coordinates. For a full multivariate normal: the
+    density of the sub-block, computed by another library.
+    """
+    law, model = "a missing coordinate is integrated out", build()
+    batch = sequences(model)
+    p_x = scan(model, batch, noise=noise_for(model, batch, 1)).p_x
+    x = batch.x.flatten(2).transpose(0, 1).unsqueeze(1)
+    for j in range(model.x_dim):
+        rest = torch.ones_like(x, dtype=torch.bool)
+        rest[..., j] = False
+        marginal = p_x.log_prob(x, rest)
+        other = torch.where(rest, x, 1 - x.abs())
+        compare(law, model, f"marginal without coordinate {j}, for another value there", marginal,
+                p_x.log_prob(other, rest), 0.0)  # fmt: skip
+        if isinstance(p_x, MultivariateNormal):
+            keep = [i for i in range(model.x_dim) if i != j]
+            block = (p_x.scale_tril @ p_x.scale_tril.mT)[..., keep, :][..., keep]
+            if keep:
+                exact = torch.distributions.MultivariateNormal(p_x.loc[..., keep], block).log_prob(x[..., keep])
+                compare(law, model, f"marginal without coordinate {j}", marginal, exact, 1e-9)
+        else:
+            compare(law, model, f"log-density split at coordinate {j}", marginal + p_x.log_prob(x, ~rest),
+                    p_x.log_prob(x))  # fmt: skip
+    hidden = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(3)) < 0.4
+    hidden[:, 0, 0] = False
+    paths = scan(model, batch.hide(hidden), noise=noise_for(model, batch, 1))
+    seen = batch.hide(hidden)
+    observed = seen.observed.flatten(2).transpose(0, 1).unsqueeze(1)
+    expected = paths.p_x.log_prob(seen.x.flatten(2).transpose(0, 1).unsqueeze(1), observed)
+    expected = torch.where(paths.valid.unsqueeze(1), expected, 0.0)
+    compare(law, model, "log_likelihood and the marginal of p(x_t | .)", paths.log_likelihood, expected)
+
+
+@torch.no_grad()
+def law_generation(build: Callable[[], SequentialLVM]) -> None:
+    """Generated z and x have the moments of the conditionals they were drawn from, within 6 standard errors."""
+    law, model = "samples fit their conditionals", build()
+    paths = generated(model, 128, 6, 4)
+    assert paths.x is not None
+    require(paths.q is None or bool((paths.log_prior == paths.log_proposal).all()), law, model,
+            "without observations z should come from the prior.")  # fmt: skip
+    for name, d, value in (("z", paths.p_z, paths.z), ("x", paths.p_x, paths.x)):
+        for r in residuals(d, value):
+            within(law, model, f"mean of the standardised residual of {name}", r)
+            within(law, model, f"variance of the standardised residual of {name}", r.square(), 1.0)
+
+
+def generated(model: SequentialLVM, number: int, steps: int, particles: int) -> Trajectory:
+    """Paths of a model that has seen nothing."""
+    like = sequences(model, (steps,))[[0] * number]
+    empty = dataclasses.replace(like, x=torch.zeros_like(like.x), observed=torch.zeros_like(like.observed))
+    return scan(model, empty, particles=particles, noise=noise_for(model, empty, particles), draw_x=True)
+
+
+def residuals(d: Any, value: Tensor) -> list[Tensor]:
+    """(value - mean) / stddev of each coordinate, flattened; a class number by its indicators."""
+    if isinstance(d, Product):
+        blocks = value.split(d.sizes, -1)
+        return [r for part, block in zip(d.parts, blocks, strict=True) for r in residuals(part, block)]
+    if isinstance(d, Categorical):
+        mean, value = d.probs.flatten(-2), d.one_hot(value).flatten(-2)
+        stddev = (mean * (1 - mean)).sqrt()
+    else:
+        mean, stddev = d.mean, d.stddev
+    return list(((value - mean) / stddev).flatten(0, -2).T)
+
+
+__all__ = ["describe", "law_bounds", "law_divergence", "law_generation", "law_marginal"]
