@@ -5,7 +5,6 @@ Nothing is pickled, so loading a file runs none of its content.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable
@@ -169,7 +168,6 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _version() -> str:
-    try:
-        return importlib.metadata.version("dynavae")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
+    from dynavae import __version__
+
+    return __version__

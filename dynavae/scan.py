@@ -193,6 +193,7 @@ class _Run:
             or propose.needs_prior
             or resample is not None
             or not all(self.informed_all)
+            or not all(self.informed_any)
         )
         self.likelihood_in_loop = bool(model.per_step_likelihood) and (
             not fast or resample is not None or self.draws

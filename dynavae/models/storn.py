@@ -11,7 +11,20 @@ from torch import Tensor
 from dynavae.distributions import Normal, standard_normal
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import MLP, Bidirectional, Emission, GaussianHead, Memory
+from dynavae.nn.memory import State
 from dynavae.tree import cat
+
+
+class Delayed(Memory):
+    """A memory whose output at t is the one before it reads u_t: g_t = g(x_{<t})."""
+
+    def run(
+        self, u: Tensor, m: State | None = None, valid: Tensor | None = None, fused: bool = True
+    ) -> tuple[Tensor, State]:
+        if m is None:
+            m = self.initial(u.shape[1:-1])
+        out, last = super().run(u, m, valid, fused)
+        return torch.cat([self.read(m).expand(1, *out.shape[1:]), out[:-1]]), last
 
 
 class STORN(SequentialLVM):
@@ -84,7 +97,7 @@ class STORN(SequentialLVM):
         if reads == "full":
             self.both = Bidirectional(self.psi_x.out_dim, h_dim, **options)
         else:
-            self.seen_x = Memory(self.psi_x.out_dim, h_dim, **options)
+            self.seen_x = (Delayed if reads == "past" else Memory)(self.psi_x.out_dim, h_dim, **options)
         g_dim = 2 * h_dim if reads == "full" else h_dim
         self.encoder = MLP(g_dim, posterior_layers, activation, dropout, norm)
         self.q_z = GaussianHead(self.encoder.out_dim, z_dim)
@@ -98,8 +111,6 @@ class STORN(SequentialLVM):
     def evidence(self, seen: Evidence) -> Tensor:
         if self.reads == "full":
             g = self.both(self.recognition(seen.frame), seen.lengths)
-        elif self.reads == "past":
-            g = torch.cat([torch.zeros_like(seen.g[:1]), seen.g[:-1]])
         else:
             g = seen.g
         return self.encoder(g)

@@ -131,7 +131,7 @@ class _LocationScale(Emission):
             loc, r = raw.chunk(2, -1)
             return loc, softplus(r) + self.min_scale
         if self.scale == "shared":
-            return raw, softplus(extra["raw_scale"]) + self.min_scale
+            return raw, (softplus(extra["raw_scale"]) + self.min_scale).expand_as(raw)
         return raw, torch.full_like(raw, self.value)
 
     def start(self, mean: Tensor, stddev: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -15,7 +15,6 @@ TASKS = (
     "generate",
     "forecast",
     "impute",
-    "stream",
 )
 """Columns of the model × task table: four bounds, then the tasks."""
 
@@ -28,7 +27,7 @@ def refusal(model: SequentialLVM, task: str) -> str | None:
             f"fivo weighs p(x_t | z_<=t) step by step, but this {name} decodes x_t from z_1:T; "
             "use bound='iwae', or its causal decoder."
         )
-    if task in ("exact",) and not model.exact:
+    if task == "exact" and not model.exact:
         return f"{name} has no exact likelihood; use bound='elbo', 'iwae' or 'fivo'."
     if task == "filter" and not (model.causal or model.exact):
         if not model.per_step_likelihood:
@@ -37,8 +36,6 @@ def refusal(model: SequentialLVM, task: str) -> str | None:
             f"filter needs a causal posterior q(z_t | z_<t, x_<=t), but this {name} reads the future of x "
             f"(causal = False). Use smooth(...), or pass propose=bootstrap."
         )
-    if task == "stream" and not model.causal:
-        return f"streaming needs a causal posterior, but this {name} reads the future of x; use smooth(...) on a window."
     return None
 
 

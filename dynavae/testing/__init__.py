@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dynavae.model import SequentialLVM
-from dynavae.testing.bounds import law_bounds, law_divergence, law_generation, law_marginal
+from dynavae.testing.bounds import law_bounds, law_divergence, law_exact, law_generation, law_marginal
 from dynavae.testing.cases import Case, cases, describe, sequences, small
 from dynavae.testing.equality import law_chunks, law_fast_equals_slow
 from dynavae.testing.factorisation import DependencyTable, dependency_table, law_factorisation
@@ -43,6 +43,7 @@ LAWS: dict[str, Law] = {
     "rows": law_rows,
     "bounds": law_bounds,
     "divergence": law_divergence,
+    "exact": law_exact,
     "marginal": law_marginal,
     "generation": law_generation,
     "gradients": law_gradients,
@@ -86,6 +87,7 @@ __all__ = [
     "law_copy",
     "law_device",
     "law_divergence",
+    "law_exact",
     "law_factorisation",
     "law_fast_equals_slow",
     "law_forecast",

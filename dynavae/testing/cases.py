@@ -94,8 +94,8 @@ def cases(*classes: type[SequentialLVM]) -> Iterator[Case]:
         # A discrete latent comes with emissions of its own choice, so only its variants are tried.
         free = "emission" in accepted and not cls.discrete_latent
         if free:
-            categorical = {"emission": "categorical", "classes": 3}
-            yield Case(f"{cls.__name__}-categorical", partial(small, cls, **{**extra, "emission": categorical}))
+            options = {**extra, "emission": {"emission": "categorical", "classes": 3}}
+            yield Case(f"{cls.__name__}-categorical", partial(small, cls, **options))
         for name, options in cls.variants.items():
             if free and "emission" not in options:
                 options = {**options, "emission": EMISSIONS[turn % len(EMISSIONS)]}
@@ -169,15 +169,25 @@ def leaves(value: Any) -> list[Tensor]:
     return found
 
 
-def compare(law: str, model: SequentialLVM, what: str, a: Any, b: Any, tolerance: float = TOLERANCE) -> None:
-    """Assert that two trees of tensors hold the same numbers."""
+def compare(
+    law: str,
+    model: SequentialLVM,
+    what: str,
+    a: Any,
+    b: Any,
+    tolerance: float = TOLERANCE,
+    broadcast: bool = False,
+) -> None:
+    """Assert that two trees of tensors hold the same numbers; with `broadcast`, once their axes are expanded."""
     if not tree.same_structure(a, b):
-        raise AssertionError(f"{describe(model)} breaks '{law}': {what} differs in kind: {_kind(a)}, {_kind(b)}.")
+        kinds = f"{type(a).__name__}, {type(b).__name__}"
+        raise AssertionError(f"{describe(model)} breaks '{law}': {what} differs in kind: {kinds}.")
     for i, (first, second) in enumerate(zip(leaves(a), leaves(b), strict=True)):
+        if broadcast:
+            first, second = torch.broadcast_tensors(first, second)
         if first.shape != second.shape:
-            raise AssertionError(
-                f"{describe(model)} breaks '{law}': {what} has shapes {tuple(first.shape)}, {tuple(second.shape)}."
-            )
+            shapes = f"{tuple(first.shape)}, {tuple(second.shape)}"
+            raise AssertionError(f"{describe(model)} breaks '{law}': {what} has shapes {shapes}.")
         first, second = first.double(), second.double()
         gap = torch.where(first == second, 0.0, (first - second).abs() / (1 + second.abs()))
         if not bool((gap <= tolerance).all()):  # NaN fails too
@@ -190,11 +200,20 @@ def compare(law: str, model: SequentialLVM, what: str, a: Any, b: Any, tolerance
 
 
 def within(
-    law: str, model: SequentialLVM, what: str, values: Tensor, expected: float = 0.0, errors: float = 6.0
+    law: str,
+    model: SequentialLVM,
+    what: str,
+    values: Tensor,
+    expected: float = 0.0,
+    stddev: float | None = None,
 ) -> None:
-    """Assert that the mean of independent `values` is `expected`, up to computed standard errors."""
-    mean, error = float(values.mean()), float(values.std() / len(values) ** 0.5)
-    if not abs(mean - expected) <= errors * error + 1e-12:
+    """Assert that the mean of independent `values` is `expected`, within 6 standard errors.
+
+    `stddev` is that of one value, where it is known; otherwise it is estimated.
+    """
+    spread = float(values.std()) if stddev is None else stddev
+    mean, error = float(values.mean()), spread / len(values) ** 0.5
+    if not abs(mean - expected) <= 6 * error + 1e-12:
         raise AssertionError(
             f"{describe(model)} breaks '{law}': {what} is {mean:.5f} +- {error:.5f}, not {expected:.5f}."
         )
@@ -204,7 +223,3 @@ def require(condition: bool, law: str, model: SequentialLVM, sentence: str) -> N
     """Assert, with a sentence that names the model and the law."""
     if not condition:
         raise AssertionError(f"{describe(model)} breaks '{law}': {sentence}")
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__

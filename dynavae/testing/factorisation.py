@@ -15,13 +15,13 @@ from dynavae.model import Past, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized
 from dynavae.scan import State, Trajectory, scan
-from dynavae.testing.cases import describe, leaves, require, sequences
+from dynavae.testing.cases import leaves, require, sequences
 
 STEPS, ROWS = 6, 3
 
 
 class DependencyTable(NamedTuple):
-    """What the parameters of each factor at step t read, other than t itself, the weights and the controls."""
+    """What the parameters of each factor at step t read, weights and controls aside."""
 
     prior: str  # p(z_t | .), or "N(0, I)"
     likelihood: str  # p(x_t | .)
@@ -69,10 +69,10 @@ class ReadsPrior(Amortized):
     def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any:
         prior = tree.tree_map(lambda a: a.detach().clone().requires_grad_(a.is_floating_point()), past.prior)
         q = model.posterior(past._replace(prior=prior), e)
-        used = [a for a in leaves(q) if a.requires_grad]
+        value = sum(a.sum() for a in leaves(q) if a.requires_grad)
         into = [a for a in leaves(prior) if a.requires_grad]
-        if used and into:
-            grads = torch.autograd.grad(sum(a.sum() for a in used), into, retain_graph=True, allow_unused=True)
+        if isinstance(value, Tensor) and into:
+            grads = torch.autograd.grad(value, into, retain_graph=True, allow_unused=True)
             self.reads |= any(g is not None for g in grads)
         return q
 
@@ -155,7 +155,8 @@ def numbers(trajectory: Trajectory) -> dict[str, Tensor]:
 def _gradient(value: Tensor, variable: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(variable)
-    return torch.autograd.grad(value, variable, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+    (grad,) = torch.autograd.grad(value, variable, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(variable) if grad is None else grad
 
 
 def _static(model: SequentialLVM, x: Tensor, discrete: bool) -> Tensor:
@@ -199,7 +200,8 @@ def dependency_table(model: SequentialLVM) -> DependencyTable:
 
     static = None
     if model.w_dim:
-        static = "x_{1:T}" if bool(found.static.all()) else f"x at {found.static.nonzero().flatten().tolist()}"
+        frames = found.static.nonzero().flatten().tolist()
+        static = "x_{1:T}" if len(frames) == STEPS else f"x at {frames}"
     prior = row("prior") or ("N(0, I)" if found.standard else "")
     return DependencyTable(prior, row("likelihood"), row("posterior"), static)
 
@@ -281,6 +283,3 @@ def law_factorisation(build: Callable[[], SequentialLVM]) -> None:
 
 def _trajectory_prior(model: SequentialLVM) -> Any:
     return scan(model, sequences(model, (2,)), fast=False).p_z
-
-
-__all__ = ["DependencyTable", "dependencies", "dependency_table", "describe", "law_factorisation"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 from collections.abc import Callable
 
 import torch
@@ -28,7 +29,8 @@ def law_gradients(build: Callable[[], SequentialLVM]) -> None:
             if resample is not None and not model.per_step_likelihood:
                 continue  # cannot be resampled
             model.zero_grad()
-            objective(scan(model, batch, particles=2, noise=noise_for(model, batch, 2), resample=resample)).backward()
+            noise = noise_for(model, batch, 2)
+            objective(scan(model, batch, particles=2, noise=noise, resample=resample)).backward()
             for name, parameter in model.named_parameters():
                 grad = parameter.grad
                 require(grad is not None, law, model, f"{name} gets no gradient.")
@@ -61,9 +63,7 @@ def law_sizes(build: Callable[[], SequentialLVM]) -> None:
 
 
 def law_checkpoint(build: Callable[[], SequentialLVM]) -> None:
-    """`type(model)(**model.config)` with the saved parameters gives the same numbers; config is plain JSON."""
-    import json
-
+    """`type(model)(**model.config)` with the saved parameters gives the same numbers; config is JSON."""
     law, model = "save and load", build()
     config = json.loads(json.dumps(model.config))
     file = io.BytesIO()
@@ -100,7 +100,8 @@ def law_types(build: Callable[[], SequentialLVM]) -> None:
     for field in FIELDS:
         value = getattr(paths, field)
         if isinstance(value, Tensor) and value.is_floating_point():
-            require(value.dtype == torch.float32, law, model, f"{field} has {value.dtype} in a float32 model.")
+            same = value.dtype == torch.float32
+            require(same, law, model, f"{field} has {value.dtype} in a float32 model.")
     if not model.discrete_latent:  # rounding may choose another class, which is another path
         compare(law, model, "the objective in float32", objective(paths), exact, 1e-3)
     back = single.to(torch.float64)

@@ -1,0 +1,90 @@
+"""Every registered model on the JSB chorales: a few epochs through the command line, every task, one table.
+
+    python benchmarks/zoo.py [--epochs 6] [--models VRNN,SRNN] [--out runs/zoo]
+
+Writes benchmarks/results/zoo.json, one record per model: minus the bounds in nats per frame on the test split (all
+frames scored, total nats / total frames), parameters, seconds per epoch, seed. LGSSM scores a density on 0/1 data,
+which is not comparable with the probabilities of the others: see the column `density`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+from dynavae import cli
+from dynavae.models import MODELS
+from dynavae.runs import Run, table
+
+RESULTS = Path(__file__).parent / "results"
+COMMAND = "python benchmarks/zoo.py --epochs {epochs}"
+OPTIONS: dict[str, list[str]] = {"LGSSM": ["--model.z_dim", "16", "--model.noise", "diagonal", "--lr", "0.01"],
+                                 "HMM": ["--model.states", "64", "--lr", "0.03"]}
+
+
+def run(name: str, epochs: int, out: Path, seed: int) -> dict[str, object]:
+    """Train, score and try every task of one model; its record."""
+    folder = str(out / name)
+    extra = OPTIONS.get(name, [])
+    shared = ["--data", "jsb", "--epochs", str(epochs), "--batch_size", "16", "--seed", str(seed)]
+    lr = [] if "--lr" in extra else ["--lr", "0.002"]
+    bounds = ["elbo", "iwae-100", "fivo-64"]
+    for command in (
+        ["fit", "--model", name, *extra, *shared, *lr, "--out", folder],
+        ["evaluate", folder, "--bounds", json.dumps(bounds), "--seed", str(seed)],
+        ["generate", folder, "--length", "32"],
+        ["forecast", folder, "--horizon", "8", "--samples", "20"],
+        ["impute", folder, "--hide", "0.2", "--samples", "20"],
+        ["report", folder],
+    ):
+        print(f"$ dynavae {' '.join(command)}", flush=True)
+        if cli.main(command):
+            raise SystemExit(f"{name}: dynavae {command[0]} failed")
+    opened = Run.open(folder)
+    found = {s["bound"]: s for s in opened.scores()}
+    with (opened.directory / "metrics.csv").open(newline="") as file:
+        done = len(list(csv.DictReader(file)))
+    return {
+        "model": name,
+        "neg_elbo": round(found["elbo"]["nats_per_frame"], 4),
+        "iwae_100": round(found["iwae"]["nats_per_frame"], 4),
+        "fivo_64": round(found["fivo"]["nats_per_frame"], 4),
+        "kl": found["elbo"]["kl"],
+        "density": found["elbo"]["density"],
+        "data": "jsb",
+        "split": "test",
+        "data_sha256": found["elbo"]["data_sha256"],
+        "frames": found["elbo"]["frames"],
+        "average": found["elbo"]["average"],
+        "first_frame": found["elbo"]["first_frame"],
+        "parameters": opened.settings["parameters"],
+        "epochs": done,
+        "seconds_per_epoch": round(opened.settings["seconds"] / done, 2),
+        "hardware": f"{opened.settings['environment']['cores']}-core CPU",
+        "seed": seed,
+        "command": COMMAND.format(epochs=epochs),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    records = []
+    for name in arguments.models.split(","):
+        records.append(run(name, arguments.epochs, arguments.out, arguments.seed))
+    RESULTS.mkdir(exist_ok=True)
+    if set(arguments.models.split(",")) == set(MODELS):
+        (RESULTS / "zoo.json").write_text(json.dumps(records, indent=1) + "\n")
+    print(table(records, ["model", "neg_elbo", "iwae_100", "fivo_64", "density", "parameters", "seconds_per_epoch"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

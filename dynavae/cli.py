@@ -1,0 +1,143 @@
+"""The command line: `dynavae fit | evaluate | generate | forecast | impute | report | list`.
+
+Options come from constructor and function signatures through jsonargparse; `--config FILE.yaml` holds any
+of them. What the commands do is in `commands.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from dynavae import commands
+from dynavae.model import SequentialLVM
+from dynavae.models import MODELS
+
+COMMANDS: dict[str, str] = {
+    "fit": "train a model on data",
+    "evaluate": "score a run: ELBO, IWAE, FIVO, exact",
+    "generate": "draw new sequences from a run",
+    "forecast": "continue sequences",
+    "impute": "fill what is missing",
+    "report": "write report.html of a run",
+    "list": "models (with the model × task table), data, emissions",
+}
+FROM_DATA = {"x_dim", "control_dim"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 1 for bad input (a sentence on stderr), 2 for bad usage."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command in ("-V", "--version"):
+        import dynavae
+
+        print(f"dynavae {dynavae.__version__}")
+        return 0
+    if command not in COMMANDS:
+        print(f"dynavae: unknown command {command!r}{_nearest(command, COMMANDS)}\n\n{_help()}", file=sys.stderr)
+        return 2
+    try:
+        if command == "fit":
+            print(_fit(rest))
+        else:
+            print(_other(command, rest))
+    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, ImportError) as error:
+        print(f"dynavae {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: dynavae COMMAND [options]   (dynavae COMMAND --help says which)", "", *lines])
+
+
+# --- fit: a model and its options, data, and the options of training ---------------------------------
+
+
+def fit_parser() -> ArgumentParser:
+    """The parser of `dynavae fit`."""
+    from dynavae import training
+
+    parser = ArgumentParser(prog="dynavae fit", description="Train a model; the best weights are kept.", exit_on_error=True)
+    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
+    parser.add_subclass_arguments(
+        SequentialLVM, "model", skip=FROM_DATA, required=True, help=f"one of {', '.join(MODELS)}, with --model.OPTION VALUE"
+    )
+    parser.add_argument("--data", type=str, default="jsb", help="a data set by name, or a path to an .npz file")
+    parser.add_argument("--out", type=str, required=True, help="run directory to write")
+    parser.add_function_arguments(training.fit, skip={"model", "train", "valid", "out_dir"}, fail_untyped=False)
+    return parser
+
+
+def _fit(arguments: list[str]) -> str:
+    _check_model_options(arguments)
+    parser = fit_parser()
+    given = parser.parse_args(arguments, defaults=False)
+    full = parser.parse_args(arguments)
+    model = given.model
+    name = model.class_path.rsplit(".", 1)[-1] if isinstance(model, Namespace) else str(model).rsplit(".", 1)[-1]
+    options = model.get("init_args", Namespace()) if isinstance(model, Namespace) else Namespace()
+    values = full.as_dict()
+    for key in ("model", "config"):
+        values.pop(key, None)
+    return commands.fit(name, _plain(options), **values)
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    return options.as_dict() if isinstance(options, Namespace) else dict(options or {})
+
+
+def _check_model_options(arguments: list[str]) -> None:
+    """A misspelt model or option is answered with the nearest one."""
+    name = None
+    for i, argument in enumerate(arguments):
+        key, _, value = argument.partition("=")
+        if key == "--model":
+            name = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
+            if name.rsplit(".", 1)[-1] not in MODELS and not name.startswith("{"):
+                raise ValueError(f"unknown model {name!r}{_nearest(name, MODELS)} Models: {', '.join(MODELS)}.")
+        elif key.startswith("--model.") and name and name in MODELS:
+            option = key.removeprefix("--model.").removeprefix("init_args.").split(".")[0].rstrip("+")
+            known = [p for p in inspect.signature(MODELS[name]).parameters if p not in FROM_DATA]
+            if option not in (*known, "help", "class_path"):
+                hint = _nearest(option, known)
+                raise ValueError(f"unknown option {option!r} for {name}{hint} Options: {', '.join(known)}.")
+
+
+def _nearest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+# --- the other commands: a function each ------------------------------------------------------------------
+
+
+def _other(command: str, arguments: list[str]) -> str:
+    function: Callable[..., str] = commands.list_all if command == "list" else getattr(commands, command)
+    parser = ArgumentParser(prog=f"dynavae {command}", description=inspect.getdoc(function))
+    parser.add_argument("--config", action="config", help="a YAML file with any of these options")
+    if command == "list":
+        parser.add_argument("what", nargs="?", default="models", choices=["models", "data", "emissions"])
+        parser.add_argument("--json", action="store_true", help="machine-readable")
+        found = parser.parse_args(arguments)
+        return function(found.what, found.json)
+    parser.add_argument("run", type=str, help="run directory, made by dynavae fit --out")
+    parser.add_function_arguments(function, skip={"run"})
+    values = parser.parse_args(arguments).as_dict()
+    values.pop("config", None)
+    return function(**values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

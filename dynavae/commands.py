@@ -1,0 +1,317 @@
+"""What `dynavae fit | evaluate | generate | forecast | impute | report | list` do, as plain functions.
+
+Each works on a run directory (see `runs.py`), writes files into it, and returns what it prints as a table.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynavae import catalogue, tasks
+from dynavae.batch import Sequences
+from dynavae.data import DataSplits
+from dynavae.model import SequentialLVM
+from dynavae.models import MODELS
+from dynavae.nn.heads import EMISSIONS
+from dynavae.runs import Run, environment, table, write_json
+
+EMISSION_OF_KIND = {"binary": "bernoulli", "real": "gaussian", "power": "power_spectrum", "categorical": "categorical"}
+MAX_CSV_ROWS = 500_000
+
+
+def build(model: str, options: dict[str, Any], splits: DataSplits) -> SequentialLVM:
+    """A model for this data: sizes and, unless given, the emission follow from it."""
+    if model not in MODELS:
+        raise ValueError(f"unknown model {model!r}; choose one of {', '.join(MODELS)}.")
+    import inspect
+
+    known = inspect.signature(MODELS[model]).parameters
+    options = {**options, "x_dim": splits.x_dim}
+    if splits.control_dim:
+        if "control_dim" not in known:
+            raise ValueError(f"{model} takes no controls, but {splits.name} has {splits.control_dim}; choose another model.")
+        options["control_dim"] = splits.control_dim
+    if "emission" in known and "emission" not in options:
+        emission: Any = EMISSION_OF_KIND[splits.kind]
+        if splits.kind == "categorical":
+            classes = int(max(np.nanmax(x) for x in splits.split(splits.available[0]).x)) + 1
+            emission = {"emission": "categorical", "classes": classes}
+        options["emission"] = emission
+    return MODELS[model](**options)
+
+
+def fit(model: str, options: dict[str, Any], data: str, out: str, seed: int = 0, **training: Any) -> str:
+    """Train a model on the train split, keep the weights that are best on the valid split."""
+    from dynavae import training as trainer
+
+    splits = _data(data)
+    torch.manual_seed(seed)
+    net = build(model, options, splits)
+    settings = {
+        "model": model,
+        "options": net.config,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "data": {
+            "source": data,
+            "name": splits.name,
+            "kind": splits.kind,
+            "sha256": splits.sha256,
+            "splits": {s: f"{len(splits.split(s))} sequences, {splits.split(s).frames} frames" for s in splits.available},
+        },
+        "training": {k: v for k, v in training.items() if k not in ("progress", "resume")},
+        "seed": seed,
+        "environment": environment(),
+    }
+    run = Run.create(out, settings)
+    print(f"{model}, {settings['parameters']:,} parameters, on {splits.name}: {settings['data']['splits']}")
+    started = time.time()
+    result = trainer.fit(net, splits.split("train"), splits.valid, out_dir=out, seed=seed, **training)
+    run.update(seconds=round(time.time() - started, 1), best=result.best)
+    shown = {k: v for k, v in result.best.items() if isinstance(v, int | float)}
+    return table([{"model": model, **shown, "seconds": result.seconds}]) + f"\nwritten to {out}"
+
+
+def evaluate(
+    run: str,
+    bounds: list[str] | None = None,
+    data: str | None = None,
+    split: str = "test",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> str:
+    """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json."""
+    opened = Run.open(run)
+    net, splits = opened.model(), _data(data or opened.settings["data"]["source"])
+    requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
+    if not bounds and net.per_step_likelihood:
+        requested.append("fivo-64")
+    found = []
+    for text in requested:
+        bound, _, k = text.partition("-")
+        if k and not k.isdigit():
+            raise ValueError(f"a bound looks like elbo, iwae-100 or fivo-64; got {text!r}.")
+        kl = "sample" if net.exact else "analytic"
+        scored = tasks.score(
+            net, splits, bound, int(k or 1), split=split, kl=kl, batch_size=batch_size, seed=seed
+        ).to_dict()
+        found.append(scored)
+        print(f"  {text}: {scored['nats_per_frame']:.4f} nats per frame", flush=True)
+    write_json(opened.directory / "score.json", found[0])
+    others = [s for s in opened.scores() if not any(_same_question(s, f) for f in found)]
+    write_json(opened.directory / "scores.json", found + others)
+    columns = ["model", "data", "split", "bound", "particles", "nats_per_frame", "nats_per_frame_by_sequence",
+               "frames", "sequences", "first_frame"]
+    return table(found, columns) + f"\nwritten to {opened.directory / 'score.json'}"
+
+
+def _same_question(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a.get(k) == b.get(k) for k in ("bound", "particles", "split", "data_sha256"))
+
+
+def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
+    """Draw new sequences. Writes samples.npz, and for music one .mid and .wav each."""
+    opened = Run.open(run)
+    net, splits = opened.model(), opened.data()
+    if net.control_dim:
+        raise ValueError(
+            "this model reads controls, which cannot be invented; use dynavae.generate(model, control=...) in Python."
+        )
+    made = tasks.generate(net, batch, length, seed=seed)
+    folder = opened.directory / "samples"
+    folder.mkdir(exist_ok=True)
+    np.savez_compressed(folder / "samples.npz", x=made.x.numpy(), mean=made.mean.numpy(), z=made.z.numpy())
+    written = [folder / "samples.npz"]
+    if "lowest_midi" in splits.meta:
+        written += _music(folder, "sample", list(made.x.numpy()), splits.meta)
+    rows = [
+        {"sample": i, "frames": length, "mean": float(x.mean()), "stddev": float(x.std())} for i, x in enumerate(made.x)
+    ]
+    return table(rows) + f"\nwritten to {folder}: {', '.join(p.name for p in written)}"
+
+
+def forecast(
+    run: str,
+    horizon: int = 16,
+    context: int | None = None,
+    samples: int = 100,
+    data: str | None = None,
+    split: str = "test",
+    seed: int = 0,
+) -> str:
+    """Forecast each sequence from its first `context` frames (default: all but the last `horizon`).
+
+    Writes forecast.npz and forecast.csv with mean and quantiles, and the truth where it is known.
+    """
+    opened = Run.open(run)
+    net, splits = opened.model(), _data(data or opened.settings["data"]["source"])
+    chosen = splits.split(split)
+    keep = [i for i, n in enumerate(chosen.lengths.tolist()) if n > (context or horizon)]
+    if not keep:
+        raise ValueError(f"no sequence of {split} is longer than {context or horizon} frames; lower horizon or context.")
+    groups: dict[int, list[int]] = {}
+    for i in keep:
+        groups.setdefault(context or int(chosen.lengths[i]) - horizon, []).append(i)
+    draws = np.full((samples, len(keep), horizon, net.x_dim), np.nan, dtype=np.float32)
+    means, truth = draws[0].copy(), draws[0].copy()
+    for frames, rows in groups.items():
+        batch = chosen.batch(rows)
+        f = tasks.forecast(net, batch, horizon, frames, samples, seed=seed, control=batch.control)
+        places = [keep.index(i) for i in rows]
+        draws[:, places], means[places] = f.samples.numpy(), f.mean.numpy()
+        for place, array in zip(places, batch.arrays(), strict=True):
+            known = array[frames : frames + horizon]
+            truth[place, : len(known)] = known
+    low, high = (np.quantile(draws, q, axis=0) for q in (0.05, 0.95))
+    names = [chosen.names[i] for i in keep]
+    np.savez_compressed(
+        opened.directory / "forecast.npz", mean=means, q05=low, q95=high, truth=truth, samples=draws, names=names
+    )
+    _csv(opened.directory / "forecast.csv", names, {"mean": means, "q05": low, "q95": high, "truth": truth})
+    error = np.abs(means - truth)
+    rows_out = [
+        {"sequences": len(keep), "horizon": horizon, "samples": samples, "mae": float(np.nanmean(error)),
+         "coverage_90": float(np.mean(((truth >= low) & (truth <= high))[~np.isnan(truth)]))}
+    ]
+    return table(rows_out) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
+
+
+def impute(
+    run: str,
+    hide: float = 0.0,
+    samples: int = 100,
+    data: str | None = None,
+    split: str = "test",
+    seed: int = 0,
+) -> str:
+    """Fill what is missing; with `hide`, first hide that share of the frames and report the error on them.
+
+    Writes imputed.npz and imputed.csv (the missing values only).
+    """
+    if not 0 <= hide < 1:
+        raise ValueError(f"hide is a share of the frames, in [0, 1); got {hide}.")
+    opened = Run.open(run)
+    net, splits = opened.model(), _data(data or opened.settings["data"]["source"])
+    chosen = splits.split(split)
+    whole = chosen.batch()
+    holes = _holes(whole, hide, seed)
+    batch = whole.hide(holes) if hide else whole
+    if batch.complete:
+        raise ValueError(f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it.")
+    filled = tasks.impute(net, batch, samples, seed=seed)
+    low, high = filled.quantile(0.05).numpy(), filled.quantile(0.95).numpy()
+    mean = filled.x.numpy()
+    truth = torch.where(whole.observed, whole.x, torch.nan).numpy()
+    missing = ~filled.observed.numpy() & whole.valid.unsqueeze(-1).numpy()
+    np.savez_compressed(
+        opened.directory / "imputed.npz", x=mean, q05=low, q95=high, observed=filled.observed.numpy(),
+        lengths=filled.lengths.numpy(), truth=truth, names=chosen.names,
+    )
+    _csv(
+        opened.directory / "imputed.csv",
+        list(chosen.names),
+        {"mean": mean, "q05": low, "q95": high, "truth": truth},
+        missing,
+    )
+    scored = missing & ~np.isnan(truth)
+    row: dict[str, Any] = {"sequences": len(chosen), "missing": int(missing.sum()), "samples": samples}
+    if scored.any():
+        row["mae"] = float(np.abs(mean - truth)[scored].mean())
+        row["mae_of_mean"] = float(_mean_baseline(splits, truth, scored))
+    return table([row]) + f"\nwritten to {opened.directory}: imputed.npz, imputed.csv"
+
+
+def _holes(batch: Sequences, share: float, seed: int) -> torch.Tensor:
+    """Whole frames hidden at random; the first frame of a sequence is always kept."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.rand(batch.x.shape[:2], generator=generator) < share
+    hidden[:, 0] = False
+    return hidden.unsqueeze(-1).expand_as(batch.x)
+
+
+def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) -> float:
+    """Error of filling with the train mean of each coordinate."""
+    train = np.concatenate([np.asarray(x, dtype=np.float64) for x in splits.split("train").x])
+    return float(np.abs(np.nanmean(train, 0) - truth)[scored].mean())
+
+
+def report(run: str, split: str = "test", sequences: int = 2, horizon: int = 16, samples: int = 20, seed: int = 0) -> str:
+    """Write report.html: setting, scores, curves, latents, reconstructions, samples, forecasts."""
+    from dynavae.report import write_report
+    from dynavae.report.gather import gather
+
+    opened = Run.open(run)
+    content = gather(opened, split, sequences, horizon, samples, seed)
+    path = write_report(opened.directory / "report.html", **content)
+    return f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)"
+
+
+def list_all(what: str = "models", as_json: bool = False) -> str:
+    """The registry: models with the model × task table, data sets, emissions."""
+    import json
+
+    if what == "models":
+        records = catalogue.records()
+        if as_json:
+            return json.dumps(records, indent=2, default=str)
+        rows = [{"model": r["name"], "what": r["summary"]} for r in records if not r["variant"]]
+        return table(rows) + "\n\n" + catalogue.task_table()
+    if what == "data":
+        rows = [{"data": n, "what": d} for n, d in _data_names().items()]
+    elif what == "emissions":
+        rows = [{"emission": n, "what": (c.__doc__ or "").strip().splitlines()[0]} for n, c in EMISSIONS.items()]
+    else:
+        raise ValueError(f"list models, data or emissions; got {what!r}.")
+    return json.dumps(rows, indent=2) if as_json else table(rows)
+
+
+def _data_names() -> dict[str, str]:
+    return {
+        "jsb": "Bach chorales, quarter notes (in the package)",
+        "nottingham": "folk tunes with chords (file under DYNAVAE_DATA)",
+        "muse": "orchestral and piano classics (file under DYNAVAE_DATA; no test split)",
+        "piano": "classical piano (file under DYNAVAE_DATA; no test split)",
+        "jsb16": "Bach chorales, sixteenth notes (file under DYNAVAE_DATA)",
+        "PATH.npz": "your own arrays: train, valid, test (B, T, x), or x with lengths; NaN is missing",
+    }
+
+
+def _data(source: str) -> DataSplits:
+    from dynavae import data as datasets
+
+    return datasets.load(source)
+
+
+def _music(folder: Path, stem: str, rolls: list[np.ndarray], meta: dict[str, Any]) -> list[Path]:
+    from dynavae import music
+
+    written = []
+    for i, roll in enumerate(rolls):
+        wave = music.to_audio(roll, meta["frame_seconds"], lowest_midi=meta["lowest_midi"])
+        path = folder / f"{stem}_{i}.wav"
+        path.write_bytes(music.wav_bytes(wave))
+        written.append(path)
+        if music.can_write_midi():
+            music.to_midi(roll, folder / f"{stem}_{i}.mid", meta["frame_seconds"], meta["lowest_midi"])
+            written.append(folder / f"{stem}_{i}.mid")
+    return written
+
+
+def _csv(path: Path, names: list[str], columns: dict[str, np.ndarray], where: np.ndarray | None = None) -> None:
+    """Long table: sequence, step, feature, and one column per array (B, T, x_dim)."""
+    shape = next(iter(columns.values())).shape
+    index = np.argwhere(np.ones(shape, dtype=bool) if where is None else where)
+    if len(index) > MAX_CSV_ROWS:
+        print(f"{path.name}: only the first {MAX_CSV_ROWS} of {len(index)} rows; the .npz has all.")
+        index = index[:MAX_CSV_ROWS]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sequence", "step", "feature", *columns])
+        for b, t, d in index.tolist():
+            values = [f"{v[b, t, d]:.6g}" if np.isfinite(v[b, t, d]) else "" for v in columns.values()]
+            writer.writerow([names[b], t, d, *values])

@@ -1,0 +1,115 @@
+"""Batches for training: sequences of like length together, in an order that is a function of the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dynavae.batch import Sequences
+from dynavae.data.dataset import SequenceDataset
+from dynavae.schedules import seed_for
+
+
+class Batch:
+    """Some sequences of a data set, with their row numbers: noise can be fixed per sequence."""
+
+    __slots__ = ("frames", "rows", "sequences")
+
+    def __init__(self, sequences: Sequences, rows: list[int], frames: int | None = None) -> None:
+        self.sequences, self.rows = sequences, rows
+        self.frames = sequences.frames if frames is None else frames
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
+        return Batch(self.sequences.to(device=device, dtype=dtype), self.rows, self.frames)
+
+
+def to_data(data: Any, what: str = "train") -> SequenceDataset | Sequences:
+    """A data set from itself, from `Sequences`, or from an array (B, T, x_dim) or list of (T_i, x_dim)."""
+    if isinstance(data, SequenceDataset | Sequences):
+        return data
+    if hasattr(data, "split"):
+        raise TypeError(
+            f"{what} should be one set of sequences; got {type(data).__name__}, which holds several: "
+            "pass splits.train and splits.valid."
+        )
+    return Sequences.from_arrays(data)
+
+
+class LengthBuckets(Sampler[list[int]]):
+    """Lists of indices, one per batch: like lengths together, to pad little, and a new order every epoch.
+
+    Sequences are sorted by their length times a random factor, cut into batches, and the batches shuffled.
+
+    Args:
+        lengths: of all sequences.
+        batch_size: sequences per batch; one batch may be smaller.
+        seed: with the epoch, decides the order.
+        jitter: the factor is in [1 - jitter, 1 + jitter].
+    """
+
+    def __init__(self, lengths: Any, batch_size: int, seed: int = 0, jitter: float = 0.1) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size should be at least 1; got {batch_size}.")
+        self.lengths = np.asarray(lengths, dtype=np.float64)
+        self.batch_size, self.seed, self.jitter, self.epoch = batch_size, seed, jitter, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning says which epoch is next."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng(seed_for(self.seed, self.epoch))
+        factor = rng.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
+        order = np.argsort(self.lengths * factor)
+        sizes = np.full(len(self), self.batch_size)
+        sizes[rng.integers(len(self))] -= len(self) * self.batch_size - len(order)  # the smaller one: anywhere
+        cuts = np.split(order, np.cumsum(sizes)[:-1])
+        return iter([cuts[i].tolist() for i in rng.permutation(len(cuts))])
+
+
+class _Rows(Dataset[Batch]):
+    """A data set that is asked for whole batches."""
+
+    def __init__(self, data: SequenceDataset | Sequences) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, rows: list[int]) -> Batch:  # type: ignore[override]
+        batch = self.data[rows] if isinstance(self.data, Sequences) else self.data.batch(rows)
+        return Batch(batch, rows)
+
+
+def loader(
+    data: Any, batch_size: int = 32, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0
+) -> DataLoader[Any]:
+    """Batches for a :class:`~dynavae.learner.Learner`, in training (`shuffle`) or in validation.
+
+    Example:
+        >>> batch = next(iter(loader([np.ones((5, 2)), np.zeros((3, 2))], batch_size=2)))
+        >>> batch.rows, batch.sequences.x.shape
+        ([1, 0], torch.Size([2, 5, 2]))
+    """
+    data = to_data(data)
+    lengths = np.asarray(data.lengths.cpu() if isinstance(data, Sequences) else data.lengths)
+    sampler: Any
+    if shuffle:
+        sampler = LengthBuckets(lengths, batch_size, seed)
+    else:
+        order = np.argsort(lengths, kind="stable")
+        sampler = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+    return DataLoader(
+        _Rows(data),
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+    )

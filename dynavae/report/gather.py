@@ -1,0 +1,108 @@
+"""From a run directory to what `write_report` shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dynavae import tasks
+
+from dynavae.runs import Run
+from dynavae.scan import scan
+from dynavae.tasks.common import evaluating, noise
+
+
+def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, seed: int) -> dict[str, Any]:
+    """Arguments of :func:`dynavae.report.write_report` for a run: everything recomputed from its best weights."""
+    model, splits = run.model(), run.data()
+    chosen = splits.split(split if split in splits.available else splits.available[-1])
+    rows = list(range(min(sequences, len(chosen))))
+    batch = chosen.batch(rows)
+    settings = run.settings
+    reconstructed = tasks.reconstruct(model, batch, samples=8, seed=seed)
+    smoothed = tasks.smooth(model, batch, samples=50, seed=seed)
+    latents, reconstructions = [], []
+    for i, array in enumerate(batch.arrays()):
+        n = len(array)
+        latents.append({"mean": smoothed.mean[i, :n].numpy(), "stddev": smoothed.stddev[i, :n].numpy()})
+        reconstructions.append(
+            {"name": f"{splits.name} {split} {chosen.names[i]}", "data": array, "mean": reconstructed.mean[i, :n].numpy(),
+             "observed": batch.observed[i, :n].numpy()}
+        )
+    content: dict[str, Any] = {
+        "title": f"{settings['model']} on {splits.name}",
+        "setting": _setting(run),
+        "scores": [{**s, "measure": s.get("density")} for s in run.scores()],
+        "history": run.history(),
+        "kl_per_dim": _kl_per_dimension(model, chosen, seed),
+        "latents": latents,
+        "reconstructions": reconstructions,
+        "forecasts": _forecasts(model, chosen, rows, horizon, samples, seed),
+        "kind": splits.kind,
+        "meta": splits.meta,
+    }
+    if not model.control_dim:
+        length = int(np.median(chosen.lengths))
+        content["samples"] = list(tasks.generate(model, 4, length, seed=seed).x.numpy())
+    if not batch.complete:
+        content["imputations"] = _imputations(model, batch, seed)
+    return content
+
+
+def _setting(run: Run) -> dict[str, Any]:
+    s = run.settings
+    return {
+        "model": s["model"],
+        "data": s["data"]["name"],
+        "parameters": s["parameters"],
+        "seed": s["seed"],
+        "training time": f"{s.get('seconds', float('nan')):.0f} s",
+        "options": s["options"],
+        "training": s["training"],
+        "data set": {"sha256": s["data"]["sha256"], "kind": s["data"]["kind"], **s["data"]["splits"]},
+        "environment": s["environment"],
+    }
+
+
+def _kl_per_dimension(model: Any, chosen: Any, seed: int) -> np.ndarray | None:
+    """KL of each latent coordinate, nats per frame, over at most 64 sequences."""
+    rows = list(range(min(64, len(chosen))))
+    with evaluating(model):
+        batch = chosen.batch(rows)
+        run = scan(model, batch, noise=noise(model, batch, 1, seed, rows))
+        if run.kl is None or run.kl.shape[-1] != model.z_dim:
+            return None
+        return (run.kl.sum((0, 1, 2)) / batch.frames).cpu().numpy()
+
+
+def _forecasts(model: Any, chosen: Any, rows: list[int], horizon: int, samples: int, seed: int) -> list[dict[str, Any]]:
+    """The last `horizon` frames of each sequence from those before them."""
+    out = []
+    for i in rows:
+        array = chosen.batch([i])
+        context = array.steps - horizon
+        if context < 1:
+            continue
+        control = array.control
+        future = tasks.forecast(model, array, horizon, context, samples, control=control, seed=seed)
+        values = array.arrays()[0]
+        out.append(
+            {"name": chosen.names[i], "context": values[:context], "truth": values[context:],
+             "samples": future.samples[:, 0].numpy()}
+        )
+    return out
+
+
+def _imputations(model: Any, batch: Any, seed: int) -> list[dict[str, Any]]:
+    filled = tasks.impute(model, batch, samples=100, seed=seed)
+    low, high = filled.quantile(0.05), filled.quantile(0.95)
+    out = []
+    for i, array in enumerate(batch.arrays()):
+        n = len(array)
+        observed = filled.observed[i, :n].numpy()
+        out.append(
+            {"name": batch.names[i], "data": array, "observed": observed, "mean": filled.x[i, :n].numpy(),
+             "lower": low[i, :n].numpy(), "upper": high[i, :n].numpy()}
+        )
+    return out

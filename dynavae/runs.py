@@ -1,0 +1,153 @@
+"""A run on disk: one directory that says what was done and holds what came of it.
+
+    run.json        what was fitted, on which data, with which options, versions and hardware
+    best/           the best weights: config.json and model.safetensors
+    checkpoints/    to resume
+    metrics.csv     one row per epoch
+    score.json      the first bound of the last evaluation; scores.json all of them
+    report.html     everything to look at and listen to
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynavae import data as datasets
+from dynavae.data import DataSplits
+from dynavae.model import SequentialLVM
+
+
+@dataclass(frozen=True)
+class Run:
+    """An existing run directory."""
+
+    directory: Path
+    settings: dict[str, Any]
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Run:
+        """The run in this directory.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        directory = Path(directory)
+        path = directory / "run.json"
+        if not path.is_file():
+            raise ValueError(f"{directory} is not a run: it has no run.json. Make one with: dynavae fit --out {directory}")
+        return cls(directory, json.loads(path.read_text()))
+
+    @classmethod
+    def create(cls, directory: str | Path, settings: dict[str, Any]) -> Run:
+        """Write run.json into a directory, made if need be."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "run.json", settings)
+        return cls(directory, settings)
+
+    def update(self, **more: Any) -> Run:
+        """Add to run.json."""
+        return Run.create(self.directory, {**self.settings, **more})
+
+    def model(self) -> SequentialLVM:
+        """The fitted model, with its best weights."""
+        from dynavae.checkpoint import load
+
+        return load(self.directory / "best")
+
+    def data(self, source: str | None = None) -> DataSplits:
+        """The data of the run, or another source."""
+        return datasets.load(source or self.settings["data"]["source"])
+
+    def history(self) -> list[dict[str, float]]:
+        """Rows of metrics.csv."""
+        path = self.directory / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            return [{k: _number(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+    def scores(self) -> list[dict[str, Any]]:
+        """What evaluations found, all of scores.json."""
+        path = self.directory / "scores.json"
+        return json.loads(path.read_text()) if path.is_file() else []
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as a report should say them."""
+    import dynavae
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "dynavae": dynavae.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write JSON whole or not at all."""
+    text = json.dumps(value, indent=2, default=_plain)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple | set):
+        return list(value)
+    return str(value)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> str:
+    """Records as an aligned plain-text table.
+
+    Example:
+        >>> print(table([{"model": "VRNN", "nats": 7.25}, {"model": "SRNN", "nats": 7.1}]))
+        model    nats
+        VRNN   7.2500
+        SRNN   7.1000
+    """
+    if not rows:
+        return "(nothing)"
+    columns = columns or list(rows[0])
+
+    def cell(value: Any) -> str:
+        return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+
+    cells = [[cell(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+    numeric = [all(isinstance(row.get(c), int | float | None) for row in rows) for c in columns]
+
+    def line(values: list[str]) -> str:
+        return "  ".join(
+            v.rjust(w) if n else v.ljust(w) for v, w, n in zip(values, widths, numeric, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(columns), *(line(c) for c in cells)])

@@ -1,0 +1,311 @@
+"""`fit`: train any model on any data, with validation, best weights, files and exact resume."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import logging
+import shutil
+import signal
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from dynavae.batch import Sequences
+from dynavae.callbacks import Progress, Recorder, write_json
+from dynavae.data.dataset import SequenceDataset
+from dynavae.diagnostics import first_nonfinite
+from dynavae.learner import Learner
+from dynavae.loading import loader, to_data
+from dynavae.model import SequentialLVM
+from dynavae.nn.heads import Bernoulli, Categorical, EmissionHead, PowerSpectrum
+from dynavae.scan import check_fits
+from dynavae.schedules import kl_weight, learning_rate
+
+__all__ = ["FitResult", "Learner", "calibrate", "first_nonfinite", "fit", "kl_weight", "learning_rate", "loader"]
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+class FitResult(NamedTuple):
+    """What training left behind."""
+
+    model: SequentialLVM  # the model given to fit, in evaluation mode, with the best (or the last) weights
+    history: list[dict[str, float]]  # one row per epoch, as in metrics.csv
+    best: dict[str, float]  # the row of the best epoch; the last row without a validation set
+    out_dir: Path | None
+    seconds: float  # of all epochs, also those before a resume
+    parameters: int
+
+    def __repr__(self) -> str:
+        name, shown = type(self.model).__name__, "valid/nats_per_frame"
+        shown = shown if shown in self.best else "train/nats_per_frame"
+        figure = f"{shown}={self.best[shown]:.4f} at epoch {self.best['epoch']}" if self.best else "no epoch"
+        return f"FitResult({name}, {self.parameters} parameters, {figure} of {len(self.history)}, {self.seconds:.1f} s)"
+
+
+def fit(
+    model: SequentialLVM,
+    train: Any,
+    valid: Any = None,
+    *,
+    epochs: int = 100,
+    batch_size: int = 32,
+    out_dir: str | Path | None = None,
+    patience: int | None = None,
+    seed: int = 0,
+    calibrate: bool = True,
+    progress: bool = True,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    num_workers: int = 0,
+    tensorboard: bool = True,
+    loggers: Any = None,
+    resume: bool | None = None,
+    **options: Any,
+) -> FitResult:
+    """Train a model, in place.
+
+    Batches hold sequences of like length and change every epoch. After each epoch the validation bound is
+    computed, in nats per frame, with noise that is the same each time; the returned model has the weights
+    of its best epoch (of those after scheduled sampling has reached its end), or the last without `valid`.
+
+    Main arguments:
+        model: any model; where it starts is up to you (`torch.manual_seed` before you build it).
+        train, valid: a `SequenceDataset`, `Sequences`, an array (B, T, x_dim) or a list of (T_i, x_dim).
+        epochs: passes over `train`, in all (those before a resume count).
+        batch_size: sequences per batch.
+        out_dir: receives `metrics.csv` (one row per epoch), `kl_dim.csv`, `run.json`, `best/` (for
+            :func:`dynavae.load`), `checkpoints/last.ckpt` and `tensorboard/`; None writes nothing.
+        patience: stop after so many epochs without a better validation bound, counted after the KL warm-up and
+            scheduled sampling have reached their end.
+        **options: of :class:`~dynavae.learner.Learner`: objective, particles, lr, kl_warmup, ...
+
+    Other arguments:
+        seed: of batches and noise.
+        calibrate: first set the output bias to the marginal of the training data, see :func:`calibrate`.
+        progress: show a progress bar.
+        accelerator: "auto", "cpu" or "gpu".
+        precision: "32-true" (the model's own dtype) or "bf16-mixed".
+        num_workers: processes that prepare batches.
+        tensorboard: write events, if there is an `out_dir`.
+        loggers: further loggers of Lightning.
+        resume: True continues the run in `out_dir` exactly where its last whole epoch ended; False replaces it;
+            None refuses to touch it.
+
+    Raises:
+        ValueError, TypeError: options, data and model that do not fit together.
+        FileExistsError, FileNotFoundError: a run in `out_dir` where there should be none, or none to resume.
+        FloatingPointError: the loss or its gradient is not finite; says where that began.
+
+    Example:
+        >>> from dynavae import VRNN
+        >>> x = torch.bernoulli(torch.full((8, 6, 3), 0.2))
+        >>> model = VRNN(x_dim=3, z_dim=2, h_dim=4, emission="bernoulli")
+        >>> result = fit(model, x[:6], x[6:], epochs=2, progress=False, accelerator="cpu")
+        >>> len(result.history), result.best["epoch"] in (1, 2), result.model is model
+        (2, True, True)
+    """
+    known = [p for p in inspect.signature(Learner.__init__).parameters if p not in ("self", "model", "seed")]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise TypeError(f"unknown option {name!r} for fit{hint} Options: {', '.join(known)}.")
+    if epochs < 1:
+        raise ValueError(f"epochs should be at least 1; got {epochs}.")
+    if patience is not None and (patience < 1 or valid is None):
+        raise ValueError("patience counts epochs without a better validation bound: it should be at least 1, with valid.")
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision should be one of {', '.join(PRECISIONS)} (log-likelihoods overflow in float16; for float64 "
+            f"use model.double()); got {precision!r}."
+        )
+    learner = Learner(model, seed=seed, **options)
+    train, valid = to_data(train), None if valid is None else to_data(valid, "valid")
+    for what, data in (("train", train), ("valid", valid)):
+        if data is not None:
+            _check_data(what, data, model)
+    out = None if out_dir is None else Path(out_dir)
+    checkpoint = _prepare(out, resume)
+    if calibrate and checkpoint is None:
+        _calibrate(model, train)
+    settings = dict(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed, precision=precision, **options)
+    if out is not None:
+        write_json(out / "run.json", {**_description(model, train, valid), "options": settings})
+    recorder = Recorder(out, patience, settings, tensorboard)
+    device = next(model.parameters()).device
+    interrupt = signal.getsignal(signal.SIGINT)
+    with _quiet(), tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            max_epochs=epochs,
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            logger=loggers or False,
+            callbacks=[recorder, *([Progress(recorder)] if progress else [])],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=1,
+            default_root_dir=str(out or scratch),
+        )
+        try:
+            trainer.fit(
+                learner,
+                loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers),
+                None if valid is None else loader(valid, batch_size, num_workers=num_workers),
+                ckpt_path=checkpoint,
+                weights_only=True,
+            )
+        except SystemExit:  # Lightning's answer to ctrl-C
+            if recorder.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if recorder.interrupted and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, interrupt)
+            learner.trainer = None  # type: ignore[assignment]
+            model.to(device)
+    if recorder.weights is not None:
+        model.load_state_dict(recorder.weights)
+    model.eval()
+    history = recorder.history
+    best = recorder.best or (history[-1] if history else {})
+    seconds = sum(row["seconds"] for row in history)
+    return FitResult(model, history, best, out, seconds, sum(p.numel() for p in model.parameters()))
+
+
+@torch.no_grad()
+def calibrate(model: SequentialLVM, data: Any) -> bool:
+    """Set the output bias (and a shared scale) to the mean and standard deviation of each coordinate.
+
+    The model then starts from the marginal of the data, which saves the first epochs. Only observed values
+    count. It is done for models whose `p_x` is an :class:`~dynavae.nn.EmissionHead`.
+
+    Returns:
+        Whether the model has such a head.
+
+    Example:
+        >>> from dynavae import VAE
+        >>> model = VAE(x_dim=1, z_dim=2)
+        >>> calibrate(model, [[[2.0], [4.0]]]), model.p_x.linear.bias[0].item()
+        (True, 3.0)
+    """
+    head = getattr(model, "p_x", None)
+    if not isinstance(head, EmissionHead):
+        return False
+    data = to_data(data)
+    count, total = torch.zeros(model.x_dim), torch.zeros(model.x_dim, dtype=torch.float64)
+    for x, seen in _values(data):
+        count, total = count + seen.sum(0), total + x.sum(0)
+    mean = total / count.clamp(min=1)
+    square = torch.zeros_like(total)
+    for x, seen in _values(data):
+        square = square + torch.where(seen, x - mean, 0.0).square().sum(0)
+    stddev = (square / count.clamp(min=1)).sqrt()
+    stddev = torch.where(count > 0, stddev, 1.0)
+    like = head.linear.bias
+    head.start(mean.to(like), stddev.to(like))
+    return True
+
+
+_calibrate = calibrate  # `fit` has an argument of that name
+
+
+def _values(data: SequenceDataset | Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+    """Values (frames, x_dim), 0 where missing, and whether they were observed."""
+    for i in range(len(data)):
+        batch = data[[i]] if isinstance(data, Sequences) else data.batch([i])
+        yield batch.x.flatten(2)[0].double().cpu(), batch.observed.flatten(2)[0].cpu()
+
+
+def _check_data(what: str, data: SequenceDataset | Sequences, model: SequentialLVM) -> None:
+    """Whether data have the model's sizes, and values that its emission can produce."""
+    like = next(model.parameters())
+    first = data[[0]] if isinstance(data, Sequences) else data.batch([0])
+    check_fits(model, first.to(device=like.device, dtype=like.dtype))
+    emission = model.emission
+    if isinstance(emission, Bernoulli):
+        low, high, kind = 0.0, 1.0, "from 0 to 1"
+    elif isinstance(emission, Categorical):
+        low, high, kind = 0.0, emission.classes - 1.0, f"class numbers from 0 to {emission.classes - 1}"
+    elif isinstance(emission, PowerSpectrum):
+        low, high, kind = 0.0, torch.inf, "powers, 0 or more"
+    else:
+        return
+    for i, (x, _) in enumerate(_values(data)):
+        lowest, highest = float(x.min()), float(x.max())
+        fraction = isinstance(emission, Categorical) and bool((x != x.round()).any())
+        if lowest < low or highest > high or fraction:
+            raise ValueError(
+                f"{type(emission).__name__} emission: values of {what} should be {kind}; sequence "
+                f"{data.names[i]!r} goes from {lowest:g} to {highest:g}{', with fractions' if fraction else ''}. "
+                "Rescale the data, or choose another emission."
+            )
+
+
+def _prepare(out: Path | None, resume: bool | None) -> Path | None:
+    """Make the directory, and say which checkpoint to continue."""
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs out_dir, the directory of the run to continue.")
+        return None
+    last = out / "checkpoints" / "last.ckpt"
+    if resume:
+        if not last.is_file():
+            raise FileNotFoundError(f"there is no run to resume in {str(out)!r} (no checkpoints/last.ckpt).")
+        return last
+    if last.exists():
+        if resume is None:
+            raise FileExistsError(
+                f"{str(out)!r} already holds a run: pass resume=True to continue it, resume=False to replace it, or "
+                "another out_dir."
+            )
+        for part in ("checkpoints", "best", "tensorboard"):
+            shutil.rmtree(out / part, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def _description(model: SequentialLVM, train: Any, valid: Any) -> dict[str, Any]:
+    def of(data: Any) -> dict[str, Any] | None:
+        return None if data is None else {"sha256": data.sha256(), "sequences": len(data), "frames": data.frames}
+
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "model": type(model).__name__,
+        "config": model.config,
+        "parameters": parameters,
+        "train": of(train),
+        "valid": of(valid),
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its advice about the machine, the loggers and the data loaders."""
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*lr_scheduler.step.*"):
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
