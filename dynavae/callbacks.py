@@ -92,7 +92,7 @@ class Recorder(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
         epoch = trainer.current_epoch + 1
         row: dict[str, float] = {"epoch": epoch, "updates": trainer.global_step}
-        row |= pl_module.summary
+        row |= {k: v for part in ("", "train/", "valid/") for k, v in pl_module.summary.items() if _part(k) == part}
         row["seconds"] = time.perf_counter() - self._start
         self.history.append(row)
         self.kl_dim.append(None if pl_module.kl_dim is None else pl_module.kl_dim.tolist())
@@ -147,6 +147,10 @@ class Recorder(Checkpoint):
         beside = last.with_name(".last.ckpt")
         trainer.save_checkpoint(beside, weights_only=False)
         os.replace(beside, last)
+
+
+def _part(name: str) -> str:
+    return name[: name.find("/") + 1]
 
 
 def write_csv(path: Path, rows: list[dict[str, float]]) -> None:

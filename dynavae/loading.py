@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dynavae.batch import Sequences
 from dynavae.data.dataset import SequenceDataset
+from dynavae.data.splits import DataSplits
 from dynavae.schedules import seed_for
 
 
@@ -31,7 +32,7 @@ def to_data(data: Any, what: str = "train") -> SequenceDataset | Sequences:
     """A data set from itself, from `Sequences`, or from an array (B, T, x_dim) or list of (T_i, x_dim)."""
     if isinstance(data, SequenceDataset | Sequences):
         return data
-    if hasattr(data, "split"):
+    if isinstance(data, DataSplits):
         raise TypeError(
             f"{what} should be one set of sequences; got {type(data).__name__}, which holds several: "
             "pass splits.train and splits.valid."

@@ -86,9 +86,9 @@ def draw_by_sequence(
         z.append(normal(generator, n, particles, model.z_noise_dim))
         if model.w_dim:
             ws.append(normal(generator, particles, model.w_dim))
-        if x:
-            xs.append(normal(generator, n, particles, model.x_noise_dim))
         if resample:
             rs.append(normal(generator, n, particles))
+        if x:  # last: whether a batch needs it must not change what the others get
+            xs.append(normal(generator, n, particles, model.x_noise_dim))
     w = torch.stack(ws, 1).to(like.device) if ws else None
     return Noise(padded(z), padded(xs) if x else None, w, padded(rs) if resample else None)

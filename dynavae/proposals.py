@@ -7,7 +7,7 @@ A proposal never changes what is estimated, only how well: its density enters ev
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from dynavae.distributions import Chain, either
 from dynavae.model import Past, SequentialLVM
 
 
+@runtime_checkable
 class Proposal(Protocol):
     """What the loop asks of a proposal.
 

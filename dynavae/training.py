@@ -175,7 +175,6 @@ def fit(
         finally:
             if recorder.interrupted and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt)
-            learner.trainer = None  # type: ignore[assignment]
             model.to(device)
     if recorder.weights is not None:
         model.load_state_dict(recorder.weights)
@@ -300,7 +299,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        for message in (".*does not have many workers.*", ".*GPU available but not used.*", ".*lr_scheduler.step.*"):
+        for message in (".*does not have many workers", ".*GPU available but not used", ".*LeafSpec"):
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
             logger.setLevel(logging.ERROR)

@@ -53,12 +53,21 @@ def law_bounds(build: Callable[[], SequentialLVM]) -> None:
             never = scan(model, batch, particles=8, noise=noise, resample=Resampling(threshold=0.0))
             compare(law, model, "fivo without resampling and iwae", objectives.fivo(never), iwae)
         one = scan(model, batch, noise=noise_for(model, batch, 1, seed=2))
-        compare(law, model, "iwae of one path and the sampled elbo", objectives.iwae(one),
-                objectives.elbo(one, kl="sample"))  # fmt: skip
+        compare(
+            law,
+            model,
+            "iwae of one path and the sampled elbo",
+            objectives.iwae(one),
+            objectives.elbo(one, kl="sample"),
+        )
         elbo = objectives.elbo(one, kl="sample" if one.kl is None else "analytic")
         gap, error = float((elbo - iwae).mean()), float(((elbo.var() + iwae.var()) / len(batch)).sqrt())
-        require(gap <= 6 * error + 1e-12, law, model,
-                f"E[elbo] - E[iwae_8] = {gap:.4f} +- {error:.4f} should not be positive.")  # fmt: skip
+        require(
+            gap <= 6 * error + 1e-12,
+            law,
+            model,
+            f"E[elbo] - E[iwae_8] = {gap:.4f} +- {error:.4f} should not be positive.",
+        )
 
 
 @torch.no_grad()
@@ -122,8 +131,14 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
         rest[..., j] = False
         marginal = p_x.log_prob(x, rest)
         other = torch.where(rest, x, 1 - x.abs())
-        compare(law, model, f"marginal without coordinate {j}, for another value there", marginal,
-                p_x.log_prob(other, rest), 0.0)  # fmt: skip
+        compare(
+            law,
+            model,
+            f"marginal without coordinate {j}, for another value there",
+            marginal,
+            p_x.log_prob(other, rest),
+            0.0,
+        )
         if isinstance(p_x, MultivariateNormal):
             keep = [i for i in range(model.x_dim) if i != j]
             block = (p_x.scale_tril @ p_x.scale_tril.mT)[..., keep, :][..., keep]
@@ -132,8 +147,13 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
                 exact = exact.log_prob(x[..., keep])
                 compare(law, model, f"marginal without coordinate {j}", marginal, exact, 1e-9)
         else:
-            compare(law, model, f"log-density split at coordinate {j}", marginal + p_x.log_prob(x, ~rest),
-                    p_x.log_prob(x))  # fmt: skip
+            compare(
+                law,
+                model,
+                f"log-density split at coordinate {j}",
+                marginal + p_x.log_prob(x, ~rest),
+                p_x.log_prob(x),
+            )
     hidden = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(3)) < 0.4
     hidden[:, 0, 0] = False
     paths = scan(model, batch.hide(hidden), noise=noise_for(model, batch, 1))
@@ -153,8 +173,12 @@ def law_generation(build: Callable[[], SequentialLVM]) -> None:
     law, model = "samples fit their conditionals", build()
     paths = generated(model, 128, 6, 4)
     assert paths.x is not None
-    require(paths.q is None or bool((paths.log_prior == paths.log_proposal).all()), law, model,
-            "without observations z should come from the prior.")  # fmt: skip
+    require(
+        paths.q is None or bool((paths.log_prior == paths.log_proposal).all()),
+        law,
+        model,
+        "without observations z should come from the prior.",
+    )
     for name, d, value in (("z", paths.p_z, paths.z), ("x", paths.p_x, paths.x)):
         for r in residuals(d, value):
             within(law, model, f"mean of the standardised residual of {name}", r, 0.0, 1.0)

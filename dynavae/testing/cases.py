@@ -178,7 +178,7 @@ def compare(
     tolerance: float = TOLERANCE,
     broadcast: bool = False,
 ) -> None:
-    """Assert that two trees of tensors hold the same numbers; with `broadcast`, once their axes are expanded."""
+    """Assert that two trees of tensors hold the same numbers; `broadcast` expands their axes first."""
     if not tree.same_structure(a, b):
         kinds = f"{type(a).__name__}, {type(b).__name__}"
         raise AssertionError(f"{describe(model)} breaks '{law}': {what} differs in kind: {kinds}.")

@@ -254,31 +254,53 @@ def law_factorisation(build: Callable[[], SequentialLVM]) -> None:
     if model.per_step_likelihood:
         forbid("likelihood", "z", future, "s > t, but per_step_likelihood is declared")
     else:
-        require(seen("likelihood", "z", future), law, model, "p(x_t | .) reads no z_s with s > t: declare "
-                "per_step_likelihood = True, and it can be resampled.")  # fmt: skip
+        require(
+            seen("likelihood", "z", future),
+            law,
+            model,
+            "p(x_t | .) reads no z_s with s > t: declare "
+            "per_step_likelihood = True, and it can be resampled.",
+        )
     if model.causal:
         forbid("posterior", "x", future, "s > t, but causal is declared")
     else:
-        require(seen("posterior", "x", future), law, model, "q(z_t | .) reads no x_s with s > t: declare "
-                "causal = True, and it can filter.")  # fmt: skip
+        require(
+            seen("posterior", "x", future),
+            law,
+            model,
+            "q(z_t | .) reads no x_s with s > t: declare causal = True, and it can filter.",
+        )
     if model.autoregressive:
-        require(seen("prior", "x", past) or seen("likelihood", "x", past), law, model,
-                "it declares autoregressive, but neither prior nor likelihood reads x_<t.")  # fmt: skip
+        require(
+            seen("prior", "x", past) or seen("likelihood", "x", past),
+            law,
+            model,
+            "it declares autoregressive, but neither prior nor likelihood reads x_<t.",
+        )
     else:
         forbid("prior", "x", past, "s < t, but autoregressive is not declared")
         forbid("likelihood", "x", past, "s < t, but autoregressive is not declared")
     if model.mean_field:
         forbid("posterior", "z", past, "s < t, but mean_field is declared")
     else:
-        require(seen("posterior", "z", past), law, model, "q(z_t | .) reads no z_s with s < t: declare "
-                "mean_field = True and write `unroll`, and the time loop goes.")  # fmt: skip
+        require(
+            seen("posterior", "z", past),
+            law,
+            model,
+            "q(z_t | .) reads no z_s with s < t: declare "
+            "mean_field = True and write `unroll`, and the time loop goes.",
+        )
     if not chained:  # the stand-in needs a prior made of tensors
         probe = ReadsPrior()
         scan(model, sequences(model, (STEPS,) * ROWS), propose=probe, fast=False)
         declared = bool(model.reads_prior)
-        require(probe.reads == declared, law, model,
-                f"reads_prior is {declared}, but its posterior "
-                f"{'reads' if probe.reads else 'does not read'} past.prior.")  # fmt: skip
+        require(
+            probe.reads == declared,
+            law,
+            model,
+            f"reads_prior is {declared}, but its posterior "
+            f"{'reads' if probe.reads else 'does not read'} past.prior.",
+        )
 
 
 def _trajectory_prior(model: SequentialLVM) -> Any:

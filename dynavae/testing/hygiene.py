@@ -52,8 +52,13 @@ def law_sizes(build: Callable[[], SequentialLVM]) -> None:
                 paths = scan(model, batch, particles=particles, noise=noise, resample=resample, draw_x=True)
                 lead = (max(lengths), particles, len(lengths))
                 assert paths.x is not None
-                shapes = {"z": (*lead, model.z_dim), "x": (*lead, model.x_dim), "log_prior": lead,
-                          "log_likelihood": lead, "log_proposal": lead}  # fmt: skip
+                shapes = {
+                    "z": (*lead, model.z_dim),
+                    "x": (*lead, model.x_dim),
+                    "log_prior": lead,
+                    "log_likelihood": lead,
+                    "log_proposal": lead,
+                }
                 for name, shape in shapes.items():
                     value: Tensor = getattr(paths, name)
                     got = tuple(value.shape)
