@@ -21,8 +21,10 @@ from dynavae.runs import Run, table
 
 RESULTS = Path(__file__).parent / "results"
 COMMAND = "python benchmarks/zoo.py --epochs {epochs}"
-OPTIONS: dict[str, list[str]] = {"LGSSM": ["--model.z_dim", "16", "--model.noise", "diagonal", "--lr", "0.01"],
-                                 "HMM": ["--model.states", "64", "--lr", "0.03"]}
+OPTIONS: dict[str, list[str]] = {
+    "LGSSM": ["--model.z_dim", "16", "--model.noise", "diagonal", "--lr", "0.01"],
+    "HMM": ["--model.states", "64", "--lr", "0.03"],
+}
 
 
 def run(name: str, epochs: int, out: Path, seed: int) -> dict[str, object]:
@@ -70,7 +72,9 @@ def run(name: str, epochs: int, out: Path, seed: int) -> dict[str, object]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
@@ -82,7 +86,12 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     if set(arguments.models.split(",")) == set(MODELS):
         (RESULTS / "zoo.json").write_text(json.dumps(records, indent=1) + "\n")
-    print(table(records, ["model", "neg_elbo", "iwae_100", "fivo_64", "density", "parameters", "seconds_per_epoch"]))
+    print(
+        table(
+            records,
+            ["model", "neg_elbo", "iwae_100", "fivo_64", "density", "parameters", "seconds_per_epoch"],
+        )
+    )
     return 0
 
 

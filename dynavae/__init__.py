@@ -1,6 +1,6 @@
 """dynavae: deep sequential latent-variable models, and their exact relatives, in one engine.
 
-    p(x, z) = prod_t p(z_t | x_<t, z_<t) p(x_t | x_<t, z_<=t),   q(z | x) = prod_t q(z_t | z_<t, x_1:T)
+p(x, z) = prod_t p(z_t | x_<t, z_<t) p(x_t | x_<t, z_<=t),   q(z | x) = prod_t q(z_t | z_<t, x_1:T)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dynavae.models import DKF, DSAE, HMM, LGSSM, MODELS, RVAE, SRNN, STORN, VAE
 from dynavae.proposals import amortized, bootstrap
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
-from dynavae.tasks import filter, forecast, generate, impute, reconstruct, score, smooth  # noqa: A004
+from dynavae.tasks import filter, forecast, generate, impute, reconstruct, score, smooth
 
 __version__ = "0.1.0"
 
@@ -41,8 +41,8 @@ __all__ = [
     "VAE",
     "VRNN",
     "Resampling",
-    "SequentialLVM",
     "Sequences",
+    "SequentialLVM",
     "amortized",
     "bootstrap",
     "filter",

@@ -188,11 +188,15 @@ def _as_lists(x: Any, lengths: Any, control: Any, observed: Any) -> tuple[list, 
             f"x should be an array (B, T, x_dim) or a list of arrays (T_i, x_dim); got {type(x).__name__}."
         )
     if lengths is not None:
-        raise ValueError("lengths goes with one padded array (B, T, x_dim); a list of arrays carries its own.")
+        raise ValueError(
+            "lengths goes with one padded array (B, T, x_dim); a list of arrays carries its own."
+        )
     masks = [None] * len(x) if observed is None else list(observed)
     for what, other in (("control", control), ("observed", masks)):
         if other is not None and len(other) != len(x):
-            raise ValueError(f"{what} should hold one array for each of the {len(x)} sequences; got {len(other)}.")
+            raise ValueError(
+                f"{what} should hold one array for each of the {len(x)} sequences; got {len(other)}."
+            )
     return list(x), None if control is None else list(control), masks
 
 
@@ -263,6 +267,8 @@ def _pad_controls(controls: list, values: list[Tensor], steps: int, dtype: Any, 
                 f"got {tuple(u.shape)}."
             )
         if not torch.isfinite(u).all():
-            raise ValueError(f"control of sequence {i} holds NaN or inf; controls are known inputs: fill them.")
+            raise ValueError(
+                f"control of sequence {i} holds NaN or inf; controls are known inputs: fill them."
+            )
         out[i, : len(u)] = u
     return out

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from dynavae.checkpoint import read_weights, save_pretrained
 from dynavae.learner import Learner
+from dynavae.schedules import Row
 
 log = logging.getLogger("dynavae")
 METRIC = "valid/nats_per_frame"
@@ -45,9 +46,9 @@ class Recorder(Checkpoint):
     ) -> None:
         self.out_dir, self.patience, self.options = out_dir, patience, options or {}
         self.tensorboard = tensorboard and out_dir is not None
-        self.history: list[dict[str, float]] = []
+        self.history: list[Row] = []
         self.kl_dim: list[list[float] | None] = []
-        self.best: dict[str, float] = {}
+        self.best: Row = {}
         self.best_settled = False
         self.waited = 0
         self.weights: dict[str, Tensor] | None = None
@@ -91,8 +92,13 @@ class Recorder(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
         epoch = trainer.current_epoch + 1
-        row: dict[str, float] = {"epoch": epoch, "updates": trainer.global_step}
-        row |= {k: v for part in ("", "train/", "valid/") for k, v in pl_module.summary.items() if _part(k) == part}
+        row: Row = {"epoch": epoch, "updates": trainer.global_step}
+        row |= {
+            k: v
+            for part in ("", "train/", "valid/")
+            for k, v in pl_module.summary.items()
+            if _part(k) == part
+        }
         row["seconds"] = time.perf_counter() - self._start
         self.history.append(row)
         self.kl_dim.append(None if pl_module.kl_dim is None else pl_module.kl_dim.tolist())
@@ -102,7 +108,7 @@ class Recorder(Checkpoint):
         if self._patience_is_over():
             trainer.should_stop = True
 
-    def _judge(self, row: dict[str, float], learner: Learner) -> bool:
+    def _judge(self, row: Row, learner: Learner) -> bool:
         """Whether this epoch is the best so far; if so, keep a copy of the weights.
 
         Validation feeds data back, so figures from before the end of scheduled sampling would always win:
@@ -123,7 +129,7 @@ class Recorder(Checkpoint):
 
     # --- files ------------------------------------------------------------------------------------------
 
-    def _write(self, out: Path, row: dict[str, float], trainer: Trainer, learner: Learner, improved: bool) -> None:
+    def _write(self, out: Path, row: Row, trainer: Trainer, learner: Learner, improved: bool) -> None:
         write_csv(out / "metrics.csv", self.history)
         if any(self.kl_dim):
             vectors = [
@@ -153,7 +159,7 @@ def _part(name: str) -> str:
     return name[: name.find("/") + 1]
 
 
-def write_csv(path: Path, rows: list[dict[str, float]]) -> None:
+def write_csv(path: Path, rows: list[Row]) -> None:
     """One line per row; columns in the order in which they first occur."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     beside = path.with_name(f".{path.name}")

@@ -112,7 +112,9 @@ def read_config(directory: str | Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from None
-    missing = [key for key in ("format", "model", "config") if not isinstance(config, dict) or key not in config]
+    missing = [
+        key for key in ("format", "model", "config") if not isinstance(config, dict) or key not in config
+    ]
     if missing:
         raise ValueError(f"{path} has no entry {missing[0]!r}: it was not written by save_pretrained.")
     if config["format"] > FORMAT:
@@ -146,7 +148,10 @@ def _existing(directory: Path, name: str) -> Path:
 
 def _check_weights(path: Path, weights: dict[str, Tensor], model: SequentialLVM) -> None:
     name, expected = type(model).__name__, model.state_dict()
-    for what, keys in (("lacks", expected.keys() - weights.keys()), ("has", weights.keys() - expected.keys())):
+    for what, keys in (
+        ("lacks", expected.keys() - weights.keys()),
+        ("has", weights.keys() - expected.keys()),
+    ):
         if keys:
             raise ValueError(f"{path} does not fit {name}: it {what} {sorted(keys)[0]!r}.")
     for key, value in expected.items():

@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dynavae {dynavae.__version__}")
         return 0
     if command not in COMMANDS:
-        print(f"dynavae: unknown command {command!r}{_nearest(command, COMMANDS)}\n\n{_help()}", file=sys.stderr)
+        print(
+            f"dynavae: unknown command {command!r}{_nearest(command, COMMANDS)}\n\n{_help()}", file=sys.stderr
+        )
         return 2
     try:
         if command == "fit":
@@ -69,14 +71,24 @@ def fit_parser() -> ArgumentParser:
     """The parser of `dynavae fit`."""
     from dynavae import training
 
-    parser = ArgumentParser(prog="dynavae fit", description="Train a model; the best weights are kept.", exit_on_error=True)
+    parser = ArgumentParser(
+        prog="dynavae fit", description="Train a model; the best weights are kept.", exit_on_error=True
+    )
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
     parser.add_subclass_arguments(
-        SequentialLVM, "model", skip=FROM_DATA, required=True, help=f"one of {', '.join(MODELS)}, with --model.OPTION VALUE"
+        SequentialLVM,
+        "model",
+        skip=FROM_DATA,
+        required=True,
+        help=f"one of {', '.join(MODELS)}, with --model.OPTION VALUE",
     )
-    parser.add_argument("--data", type=str, default="jsb", help="a data set by name, or a path to an .npz file")
+    parser.add_argument(
+        "--data", type=str, default="jsb", help="a data set by name, or a path to an .npz file"
+    )
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
-    parser.add_function_arguments(training.fit, skip={"model", "train", "valid", "out_dir"}, fail_untyped=False)
+    parser.add_function_arguments(
+        training.fit, skip={"model", "train", "valid", "out_dir"}, fail_untyped=False
+    )
     return parser
 
 
@@ -86,7 +98,9 @@ def _fit(arguments: list[str]) -> str:
     given = parser.parse_args(arguments, defaults=False)
     full = parser.parse_args(arguments)
     model = given.model
-    name = model.class_path.rsplit(".", 1)[-1] if isinstance(model, Namespace) else str(model).rsplit(".", 1)[-1]
+    name = (
+        model.class_path.rsplit(".", 1)[-1] if isinstance(model, Namespace) else str(model).rsplit(".", 1)[-1]
+    )
     options = model.get("init_args", Namespace()) if isinstance(model, Namespace) else Namespace()
     values = full.as_dict()
     for key in ("model", "config"):
@@ -106,7 +120,9 @@ def _check_model_options(arguments: list[str]) -> None:
         if key == "--model":
             name = value or (arguments[i + 1] if i + 1 < len(arguments) else "")
             if name.rsplit(".", 1)[-1] not in MODELS and not name.startswith("{"):
-                raise ValueError(f"unknown model {name!r}{_nearest(name, MODELS)} Models: {', '.join(MODELS)}.")
+                raise ValueError(
+                    f"unknown model {name!r}{_nearest(name, MODELS)} Models: {', '.join(MODELS)}."
+                )
         elif key.startswith("--model.") and name and name in MODELS:
             option = key.removeprefix("--model.").removeprefix("init_args.").split(".")[0].rstrip("+")
             known = [p for p in inspect.signature(MODELS[name]).parameters if p not in FROM_DATA]

@@ -21,7 +21,12 @@ from dynavae.models import MODELS
 from dynavae.nn.heads import EMISSIONS
 from dynavae.runs import Run, environment, table, write_json
 
-EMISSION_OF_KIND = {"binary": "bernoulli", "real": "gaussian", "power": "power_spectrum", "categorical": "categorical"}
+EMISSION_OF_KIND = {
+    "binary": "bernoulli",
+    "real": "gaussian",
+    "power": "power_spectrum",
+    "categorical": "categorical",
+}
 MAX_CSV_ROWS = 500_000
 
 
@@ -35,7 +40,9 @@ def build(model: str, options: dict[str, Any], splits: DataSplits) -> Sequential
     options = {**options, "x_dim": splits.x_dim}
     if splits.control_dim:
         if "control_dim" not in known:
-            raise ValueError(f"{model} takes no controls, but {splits.name} has {splits.control_dim}; choose another model.")
+            raise ValueError(
+                f"{model} takes no controls, but {splits.name} has {splits.control_dim}; choose another model."
+            )
         options["control_dim"] = splits.control_dim
     if "emission" in known and "emission" not in options:
         emission: Any = EMISSION_OF_KIND[splits.kind]
@@ -62,7 +69,10 @@ def fit(model: str, options: dict[str, Any], data: str, out: str, seed: int = 0,
             "name": splits.name,
             "kind": splits.kind,
             "sha256": splits.sha256,
-            "splits": {s: f"{len(splits.split(s))} sequences, {splits.split(s).frames} frames" for s in splits.available},
+            "splits": {
+                s: f"{len(splits.split(s))} sequences, {splits.split(s).frames} frames"
+                for s in splits.available
+            },
         },
         "training": {k: v for k, v in training.items() if k not in ("progress", "resume")},
         "seed": seed,
@@ -105,8 +115,18 @@ def evaluate(
     write_json(opened.directory / "score.json", found[0])
     others = [s for s in opened.scores() if not any(_same_question(s, f) for f in found)]
     write_json(opened.directory / "scores.json", found + others)
-    columns = ["model", "data", "split", "bound", "particles", "nats_per_frame", "nats_per_frame_by_sequence",
-               "frames", "sequences", "first_frame"]
+    columns = [
+        "model",
+        "data",
+        "split",
+        "bound",
+        "particles",
+        "nats_per_frame",
+        "nats_per_frame_by_sequence",
+        "frames",
+        "sequences",
+        "first_frame",
+    ]
     return table(found, columns) + f"\nwritten to {opened.directory / 'score.json'}"
 
 
@@ -130,7 +150,8 @@ def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
     if "lowest_midi" in splits.meta:
         written += _music(folder, "sample", list(made.x.numpy()), splits.meta)
     rows = [
-        {"sample": i, "frames": length, "mean": float(x.mean()), "stddev": float(x.std())} for i, x in enumerate(made.x)
+        {"sample": i, "frames": length, "mean": float(x.mean()), "stddev": float(x.std())}
+        for i, x in enumerate(made.x)
     ]
     return table(rows) + f"\nwritten to {folder}: {', '.join(p.name for p in written)}"
 
@@ -153,7 +174,9 @@ def forecast(
     chosen = splits.split(split)
     keep = [i for i, n in enumerate(chosen.lengths.tolist()) if n > (context or horizon)]
     if not keep:
-        raise ValueError(f"no sequence of {split} is longer than {context or horizon} frames; lower horizon or context.")
+        raise ValueError(
+            f"no sequence of {split} is longer than {context or horizon} frames; lower horizon or context."
+        )
     groups: dict[int, list[int]] = {}
     for i in keep:
         groups.setdefault(context or int(chosen.lengths[i]) - horizon, []).append(i)
@@ -170,13 +193,24 @@ def forecast(
     low, high = (np.quantile(draws, q, axis=0) for q in (0.05, 0.95))
     names = [chosen.names[i] for i in keep]
     np.savez_compressed(
-        opened.directory / "forecast.npz", mean=means, q05=low, q95=high, truth=truth, samples=draws, names=names
+        opened.directory / "forecast.npz",
+        mean=means,
+        q05=low,
+        q95=high,
+        truth=truth,
+        samples=draws,
+        names=names,
     )
     _csv(opened.directory / "forecast.csv", names, {"mean": means, "q05": low, "q95": high, "truth": truth})
     error = np.abs(means - truth)
     rows_out = [
-        {"sequences": len(keep), "horizon": horizon, "samples": samples, "mae": float(np.nanmean(error)),
-         "coverage_90": float(np.mean(((truth >= low) & (truth <= high))[~np.isnan(truth)]))}
+        {
+            "sequences": len(keep),
+            "horizon": horizon,
+            "samples": samples,
+            "mae": float(np.nanmean(error)),
+            "coverage_90": float(np.mean(((truth >= low) & (truth <= high))[~np.isnan(truth)])),
+        }
     ]
     return table(rows_out) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
 
@@ -202,15 +236,23 @@ def impute(
     holes = _holes(whole, hide, seed)
     batch = whole.hide(holes) if hide else whole
     if batch.complete:
-        raise ValueError(f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it.")
+        raise ValueError(
+            f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it."
+        )
     filled = tasks.impute(net, batch, samples, seed=seed)
     low, high = filled.quantile(0.05).numpy(), filled.quantile(0.95).numpy()
     mean = filled.x.numpy()
     truth = torch.where(whole.observed, whole.x, torch.nan).numpy()
     missing = ~filled.observed.numpy() & whole.valid.unsqueeze(-1).numpy()
     np.savez_compressed(
-        opened.directory / "imputed.npz", x=mean, q05=low, q95=high, observed=filled.observed.numpy(),
-        lengths=filled.lengths.numpy(), truth=truth, names=chosen.names,
+        opened.directory / "imputed.npz",
+        x=mean,
+        q05=low,
+        q95=high,
+        observed=filled.observed.numpy(),
+        lengths=filled.lengths.numpy(),
+        truth=truth,
+        names=chosen.names,
     )
     _csv(
         opened.directory / "imputed.csv",
@@ -240,7 +282,9 @@ def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) ->
     return float(np.abs(np.nanmean(train, 0) - truth)[scored].mean())
 
 
-def report(run: str, split: str = "test", sequences: int = 2, horizon: int = 16, samples: int = 20, seed: int = 0) -> str:
+def report(
+    run: str, split: str = "test", sequences: int = 2, horizon: int = 16, samples: int = 20, seed: int = 0
+) -> str:
     """Write report.html: setting, scores, curves, latents, reconstructions, samples, forecasts."""
     from dynavae.report import write_report
     from dynavae.report.gather import gather
@@ -264,7 +308,9 @@ def list_all(what: str = "models", as_json: bool = False) -> str:
     if what == "data":
         rows = [{"data": n, "what": d} for n, d in _data_names().items()]
     elif what == "emissions":
-        rows = [{"emission": n, "what": (c.__doc__ or "").strip().splitlines()[0]} for n, c in EMISSIONS.items()]
+        rows = [
+            {"emission": n, "what": (c.__doc__ or "").strip().splitlines()[0]} for n, c in EMISSIONS.items()
+        ]
     else:
         raise ValueError(f"list models, data or emissions; got {what!r}.")
     return json.dumps(rows, indent=2) if as_json else table(rows)
@@ -302,7 +348,9 @@ def _music(folder: Path, stem: str, rolls: list[np.ndarray], meta: dict[str, Any
     return written
 
 
-def _csv(path: Path, names: list[str], columns: dict[str, np.ndarray], where: np.ndarray | None = None) -> None:
+def _csv(
+    path: Path, names: list[str], columns: dict[str, np.ndarray], where: np.ndarray | None = None
+) -> None:
     """Long table: sequence, step, feature, and one column per array (B, T, x_dim)."""
     shape = next(iter(columns.values())).shape
     index = np.argwhere(np.ones(shape, dtype=bool) if where is None else where)

@@ -27,7 +27,9 @@ def main(out: str = "runs/demo") -> int:
         status = cli.main(command)
         if status:
             return status
-    print(f"\nDone in {time.time() - started:.0f} s. Look at {out}/report.html; the score is in {out}/score.json.")
+    print(
+        f"\nDone in {time.time() - started:.0f} s. Look at {out}/report.html; the score is in {out}/score.json."
+    )
     return 0
 
 

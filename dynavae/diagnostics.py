@@ -68,7 +68,9 @@ def _kind(value: Tensor) -> str:
 
 def explain(trajectory: Trajectory, names: Sequence[str], first_frame: int = 0) -> str:
     """`first_nonfinite` with what to do about it; for a loss that is not finite."""
-    where = first_nonfinite(trajectory, names, first_frame) or "every factor is finite, but their sum overflows"
+    where = (
+        first_nonfinite(trajectory, names, first_frame) or "every factor is finite, but their sum overflows"
+    )
     return (
         f"{where}: the loss is not finite. Raise min_scale of the emission, lower the learning rate, set "
         "gradient_clip, or standardize x (fit keeps the last good state in checkpoints/last.ckpt)."

@@ -285,7 +285,7 @@ class Product(NamedTuple):
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         blocks = x.split(self.sizes, -1)
         masks = [None] * len(blocks) if observed is None else observed.split(self.sizes, -1)
-        return sum(p.log_prob(b, m) for p, b, m in zip(self.parts, blocks, masks, strict=True))  # type: ignore[return-value]
+        return sum(p.log_prob(b, m) for p, b, m in zip(self.parts, blocks, masks, strict=True))
 
     def kl(self, other: Any) -> Tensor | None:
         if not isinstance(other, Product) or self.sizes != other.sizes:
@@ -370,4 +370,3 @@ def at(d: Any, z: Tensor) -> Any:
 
 REPARAMETERIZED: tuple[type, ...] = (Normal, Laplace, StudentT, PowerSpectrum, MultivariateNormal)
 """Kinds whose samples carry pathwise gradients."""
-

@@ -21,7 +21,7 @@ from dynavae.model import SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.resampling import Resampling
 from dynavae.scan import Trajectory, scan
-from dynavae.schedules import kl_weight, learning_rate, ramp, seed_for
+from dynavae.schedules import Real, Row, kl_weight, learning_rate, ramp, seed_for
 from dynavae.tasks.capabilities import require
 from dynavae.tasks.common import noise as noise_by_sequence
 
@@ -97,26 +97,26 @@ class Learner(LightningModule):
         objective: str = "elbo",
         particles: int | None = None,
         kl: str = "auto",
-        beta: float = 1.0,
-        kl_warmup: float = 0.0,
-        kl_start: float = 0.0,
-        free_bits: float = 0.0,
-        alpha: float = 0.0,
-        resample_threshold: float = 0.5,
-        lr: float = 1e-3,
+        beta: Real = 1.0,
+        kl_warmup: Real = 0.0,
+        kl_start: Real = 0.0,
+        free_bits: Real = 0.0,
+        alpha: Real = 0.0,
+        resample_threshold: Real = 0.5,
+        lr: Real = 1e-3,
         optimizer: str = "adam",
-        weight_decay: float = 0.0,
-        eps: float = 1e-8,
+        weight_decay: Real = 0.0,
+        eps: Real = 1e-8,
         lr_schedule: str = "constant",
-        lr_warmup: float = 0.0,
-        lr_decay: float | None = None,
-        lr_decay_start: float = 0.0,
-        gradient_clip: float | None = 10.0,
-        scheduled_sampling: float = 0.0,
-        scheduled_sampling_start: float = 0.0,
-        scheduled_sampling_end: float = 0.0,
+        lr_warmup: Real = 0.0,
+        lr_decay: Real | None = None,
+        lr_decay_start: Real = 0.0,
+        gradient_clip: Real | None = 10.0,
+        scheduled_sampling: Real = 0.0,
+        scheduled_sampling_start: Real = 0.0,
+        scheduled_sampling_end: Real = 0.0,
         truncate: int | None = None,
-        hide_rate: float = 0.0,
+        hide_rate: Real = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -126,7 +126,9 @@ class Learner(LightningModule):
         _one_of("lr_schedule", lr_schedule, SCHEDULES)
         particles = (1 if objective == "elbo" else 8) if particles is None else particles
         _at_least("particles", particles, 1)
-        for name, value in dict(beta=beta, kl_warmup=kl_warmup, free_bits=free_bits, lr_warmup=lr_warmup).items():
+        for name, value in dict(
+            beta=beta, kl_warmup=kl_warmup, free_bits=free_bits, lr_warmup=lr_warmup
+        ).items():
             _at_least(name, value, 0)
         for name, value in dict(kl_start=kl_start, scheduled_sampling=scheduled_sampling).items():
             if not 0 <= value <= 1:
@@ -141,9 +143,13 @@ class Learner(LightningModule):
         if lr_decay is not None and lr_schedule != "exponential":
             raise ValueError(f"lr_decay belongs to lr_schedule='exponential'; got {lr_schedule!r}.")
         if free_bits and (objective != "elbo" or kl == "sample"):
-            raise ValueError("free_bits needs objective='elbo' with an analytic KL: it is a floor on that KL.")
+            raise ValueError(
+                "free_bits needs objective='elbo' with an analytic KL: it is a floor on that KL."
+            )
         if objective == "fivo" and (beta != 1 or kl_warmup):
-            raise ValueError("fivo has no KL to weigh: leave beta=1 and kl_warmup=0, or take objective='iwae'.")
+            raise ValueError(
+                "fivo has no KL to weigh: leave beta=1 and kl_warmup=0, or take objective='iwae'."
+            )
         if scheduled_sampling and not model.autoregressive:
             raise ValueError(
                 f"scheduled sampling lets a model read its own outputs, but {type(model).__name__} reads no past x "
@@ -159,7 +165,7 @@ class Learner(LightningModule):
         self.objective, self.particles, self.alpha = objective, particles, alpha
         self.kl, self.kl_kind = kl, None if kl == "auto" else kl
         self.beta, self.kl_warmup, self.kl_start, self.free_bits = beta, kl_warmup, kl_start, free_bits
-        self.resampling = Resampling(threshold=resample_threshold) if objective == "fivo" else None
+        self.resampling = Resampling(threshold=float(resample_threshold)) if objective == "fivo" else None
         self.lr, self.optimizer, self.weight_decay, self.eps = lr, optimizer, weight_decay, eps
         self.rate = dict(
             lr=lr,
@@ -168,11 +174,16 @@ class Learner(LightningModule):
             decay=0.99 if lr_decay is None else lr_decay,
             decay_start=lr_decay_start,
         )
-        self.gradient_clip, self.truncate, self.hide_rate, self.seed = gradient_clip, truncate, hide_rate, seed
+        self.gradient_clip, self.truncate, self.hide_rate, self.seed = (
+            gradient_clip,
+            truncate,
+            hide_rate,
+            seed,
+        )
         self.scheduled_sampling = scheduled_sampling
         self.sampling_ramp = (scheduled_sampling_start, scheduled_sampling_end)
         self.automatic_optimization = truncate is None
-        self.summary: dict[str, float] = {}
+        self.summary: Row = {}
         """What was logged in the last epoch."""
         self.kl_dim: Tensor | None = None
         self._train, self._valid = Totals(), Totals()
@@ -180,11 +191,11 @@ class Learner(LightningModule):
 
     # --- schedules --------------------------------------------------------------------------------------
 
-    def kl_weight_at(self, epoch: float) -> float:
+    def kl_weight_at(self, epoch: Real) -> float:
         """Weight of the KL, with `beta`."""
         return self.beta * kl_weight(epoch, self.kl_warmup, self.kl_start)
 
-    def sampling_at(self, epoch: float) -> float:
+    def sampling_at(self, epoch: Real) -> float:
         """Probability that the model reads its own output."""
         return self.scheduled_sampling * ramp(epoch, *self.sampling_ramp)
 
@@ -195,7 +206,7 @@ class Learner(LightningModule):
 
     # --- the loss ---------------------------------------------------------------------------------------
 
-    def parts(self, batch: Sequences, epoch: float = math.inf, seed: int = 0) -> Iterator[Part]:
+    def parts(self, batch: Sequences, epoch: Real = math.inf, seed: int = 0) -> Iterator[Part]:
         """The loss of a batch, whole or in chunks of `truncate` frames: the parts add up.
 
         Args:
@@ -240,32 +251,40 @@ class Learner(LightningModule):
             with torch.no_grad():
                 bound, plain = self._gain(trajectory, 1.0, plain)
                 reconstruction, kl = reconstruction_and_kl(trajectory, kind)
-                sums = torch.stack([loss.detach() * frames, -bound.sum(), kl.sum(), -reconstruction.sum()]).tolist()
+                sums = torch.stack(
+                    [loss.detach() * frames, -bound.sum(), kl.sum(), -reconstruction.sum()]
+                ).tolist()
             if not math.isfinite(sums[0]):
                 raise FloatingPointError(explain(trajectory, batch.names, start))
             state = None if whole else trajectory.state.detach()  # type: ignore[union-attr]
             yield Part(loss, dict(zip(("loss", "nats", "kl", "reconstruction"), sums, strict=True)))
 
-    def bound(self, trajectory: Trajectory, weight: float = 1.0, free_bits: float = 0.0) -> Tensor:
+    def bound(self, trajectory: Trajectory, weight: Real = 1.0, free_bits: Real = 0.0) -> Tensor:
         """The objective (B,) with the KL weighted; at weight 1 a bound."""
         if self.objective == "elbo":
-            return objectives.elbo(trajectory, self._choose_kl(trajectory), weight, free_bits)
+            return objectives.elbo(trajectory, self._choose_kl(trajectory), float(weight), float(free_bits))
         if self.objective == "fivo":
             return objectives.fivo(trajectory)
         trajectory = _tempered(trajectory, weight)
         if self.objective == "iwae":
             return objectives.iwae(trajectory)
-        return objectives.renyi(trajectory, self.alpha)
+        return objectives.renyi(trajectory, float(self.alpha))
 
     def _gain(
-        self, trajectory: Trajectory, weight: float, before: tuple[Tensor, Tensor] | None, free_bits: float = 0.0
+        self,
+        trajectory: Trajectory,
+        weight: Real,
+        before: tuple[Tensor, Tensor] | None,
+        free_bits: Real = 0.0,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """What a chunk adds to the bound, given the log-weights and the bound of the paths before it."""
         if self.objective in ("elbo", "fivo"):  # sums over time: scan has carried the rest
             return self.bound(trajectory, weight, free_bits), None
         trajectory = _tempered(trajectory, weight)
         if before is not None:
-            trajectory = trajectory._replace(log_prior_w=before[0], log_proposal_w=torch.zeros_like(before[0]))
+            trajectory = trajectory._replace(
+                log_prior_w=before[0], log_proposal_w=torch.zeros_like(before[0])
+            )
         value = self.bound(trajectory)
         carried = objectives.log_weights(trajectory).detach(), value.detach()
         return (value if before is None else value - before[1]), carried
@@ -325,7 +344,11 @@ class Learner(LightningModule):
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(norm):
-            bad = [n for n, p in self.model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+            bad = [
+                n
+                for n, p in self.model.named_parameters()
+                if p.grad is not None and not p.grad.isfinite().all()
+            ]
             raise FloatingPointError(
                 f"the gradient is not finite (first in {bad[0] if bad else 'its norm'!r}, epoch {self.current_epoch}) "
                 "although the loss is. Lower the learning rate, raise min_scale of the emission, or set truncate."
@@ -381,7 +404,7 @@ class Learner(LightningModule):
         totals.add(batch.frames, **dict(zip(("nats", "kl", "reconstruction"), terms, strict=True)))
         totals.add_latents(trajectory)
 
-    def results(self, totals: Totals) -> dict[str, float]:
+    def results(self, totals: Totals) -> Row:
         """The validation's figures; sets `kl_dim`."""
         self.kl_dim = totals.per_frame("kl_dim") if "kl_dim" in totals.sums else None
         active = totals.active_units()
@@ -391,7 +414,7 @@ class Learner(LightningModule):
         }
 
 
-def _tempered(trajectory: Trajectory, weight: float) -> Trajectory:
+def _tempered(trajectory: Trajectory, weight: Real) -> Trajectory:
     """log p(z) - log q(z) times `weight` in every importance weight."""
     if weight == 1:
         return trajectory
@@ -425,6 +448,6 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} should be one of {', '.join(choices)}; got {value!r}.")
 
 
-def _at_least(name: str, value: float, minimum: float) -> None:
+def _at_least(name: str, value: Real, minimum: Real) -> None:
     if value < minimum:
         raise ValueError(f"{name} should be {minimum} or more; got {value}.")

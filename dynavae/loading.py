@@ -70,7 +70,9 @@ class LengthBuckets(Sampler[list[int]]):
         factor = rng.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
         order = np.argsort(self.lengths * factor)
         sizes = np.full(len(self), self.batch_size)
-        sizes[rng.integers(len(self))] -= len(self) * self.batch_size - len(order)  # the smaller one: anywhere
+        sizes[rng.integers(len(self))] -= len(self) * self.batch_size - len(
+            order
+        )  # the smaller one: anywhere
         cuts = np.split(order, np.cumsum(sizes)[:-1])
         return iter([cuts[i].tolist() for i in rng.permutation(len(cuts))])
 

@@ -113,7 +113,9 @@ class SequentialLVM(nn.Module, abc.ABC):
         super().__init__()
         for name, value in (("x_dim", x_dim), ("z_dim", z_dim)):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} of {type(self).__name__} should be a positive integer; got {value!r}.")
+                raise ValueError(
+                    f"{name} of {type(self).__name__} should be a positive integer; got {value!r}."
+                )
         if control_dim < 0 or w_dim < 0:
             raise ValueError(f"control_dim and w_dim should be 0 or more; got {control_dim} and {w_dim}.")
         self.x_dim, self.z_dim, self.control_dim, self.w_dim = x_dim, z_dim, control_dim, w_dim
@@ -183,7 +185,9 @@ class SequentialLVM(nn.Module, abc.ABC):
         """Present and x_t (as features u_t) give the next past.h; by default x_t is not read."""
         return present.h
 
-    def unroll(self, z: Tensor, u: Any, c: Any, control: Tensor | None, w: Any, h: Any) -> tuple[Any, Any, Any]:
+    def unroll(
+        self, z: Tensor, u: Any, c: Any, control: Tensor | None, w: Any, h: Any
+    ) -> tuple[Any, Any, Any]:
         """(past.h, present.h) stacked over time, and the last h: only for a mean-field q, all z at once."""
         raise TypeError(f"{type(self).__name__} declares mean_field but has no unroll.")
 
@@ -274,7 +278,7 @@ def _recording(init: Any) -> Any:
             object.__setattr__(self, "_config", config)
         init(self, *args, **kwargs)
         if outermost:
-            self.config = self._config
+            self.config = config
 
     return wrapped
 

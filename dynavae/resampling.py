@@ -62,9 +62,13 @@ class Resampling:
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
-            raise ValueError(f"unknown resampling scheme {self.scheme!r}; choose one of {', '.join(SCHEMES)}.")
+            raise ValueError(
+                f"unknown resampling scheme {self.scheme!r}; choose one of {', '.join(SCHEMES)}."
+            )
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold should be in [0, 1], a fraction of the particles; got {self.threshold}.")
+            raise ValueError(
+                f"threshold should be in [0, 1], a fraction of the particles; got {self.threshold}."
+            )
 
     def due(self, log_w: Tensor) -> Tensor:
         """(B,): whether to resample now."""

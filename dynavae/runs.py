@@ -1,11 +1,11 @@
 """A run on disk: one directory that says what was done and holds what came of it.
 
-    run.json        what was fitted, on which data, with which options, versions and hardware
-    best/           the best weights: config.json and model.safetensors
-    checkpoints/    to resume
-    metrics.csv     one row per epoch
-    score.json      the first bound of the last evaluation; scores.json all of them
-    report.html     everything to look at and listen to
+run.json        what was fitted, on which data, with which options, versions and hardware
+best/           the best weights: config.json and model.safetensors
+checkpoints/    to resume
+metrics.csv     one row per epoch
+score.json      the first bound of the last evaluation; scores.json all of them
+report.html     everything to look at and listen to
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Run:
         directory = Path(directory)
         path = directory / "run.json"
         if not path.is_file():
-            raise ValueError(f"{directory} is not a run: it has no run.json. Make one with: dynavae fit --out {directory}")
+            raise ValueError(
+                f"{directory} is not a run: it has no run.json. Make one with: dynavae fit --out {directory}"
+            )
         return cls(directory, json.loads(path.read_text()))
 
     @classmethod
@@ -75,7 +77,9 @@ class Run:
         if not path.is_file():
             return []
         with path.open(newline="") as file:
-            return [{k: _number(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+            return [
+                {k: _number(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)
+            ]
 
     def scores(self) -> list[dict[str, Any]]:
         """What evaluations found, all of scores.json."""

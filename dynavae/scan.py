@@ -68,7 +68,9 @@ class Trajectory(NamedTuple):
     @property
     def log_w_static(self) -> Tensor | float:
         """Log-weight of the per-sequence latent, (K, B)."""
-        return 0.0 if self.log_prior_w is None else self.log_prior_w - self.log_proposal_w
+        if self.log_prior_w is None or self.log_proposal_w is None:
+            return 0.0
+        return self.log_prior_w - self.log_proposal_w
 
 
 def scan(
@@ -109,7 +111,13 @@ def scan(
     run = _Run(model, batch, particles, propose, resample, free, feedback, draw_x, state, carry, fast)
     if noise is None:
         noise = draw(
-            model, run.T, run.K, run.B, x=run.draws or draw_x, resample=resample is not None, generator=generator
+            model,
+            run.T,
+            run.K,
+            run.B,
+            x=run.draws or draw_x,
+            resample=resample is not None,
+            generator=generator,
         )
     run.noise = noise
     run.before_loop()
@@ -124,6 +132,14 @@ class _Run:
     """One call of :func:`scan`, in three stages: before, in and after the loop."""
 
     noise: Noise
+    c: Any
+    c_last: Any
+    g_last: Any
+    log_prior_w: Tensor | None
+    log_proposal_w: Tensor | None
+    log_weights: list[Tensor]
+    ancestors: list[Tensor]
+    increments: list[Tensor]
 
     def __init__(
         self,
@@ -222,7 +238,7 @@ class _Run:
             self.h = model.initial((K, B))
             self.m = model.past_x.initial((K, B)) if self.draws else ()
             self.log_w = self.x.new_zeros(K, B)
-            if self.w is not None:
+            if self.log_prior_w is not None and self.log_proposal_w is not None:
                 self.log_w = self.log_w + self.log_prior_w - self.log_proposal_w
         else:
             self.h, self.m, self.log_w = state.h, state.m, state.log_w
@@ -240,7 +256,9 @@ class _Run:
         if not bool(self.any_seen.all()):
             q_w = tree.where(self.any_seen, q_w, p_w)
         if self.noise.w is None:
-            raise ValueError(f"{type(self.model).__name__} has a per-sequence latent: noise.w should be given.")
+            raise ValueError(
+                f"{type(self.model).__name__} has a per-sequence latent: noise.w should be given."
+            )
         self.w = q_w.sample(self.noise.w)
         self.log_prior_w, self.log_proposal_w = p_w.log_prob(self.w), q_w.log_prob(self.w)
         kl_w = q_w.kl(p_w)
@@ -250,6 +268,7 @@ class _Run:
 
     def loop(self) -> None:
         model, T, K = self.model, self.T, self.K
+        past_x: Any = model.past_x
         # Unbind once: the backward of a[t] inside a loop allocates a full-size zero tensor per step.
         x_steps, u_steps = _steps(self.x, T), _steps(self.u, T)
         c_steps = _steps(self.c, T)
@@ -263,7 +282,7 @@ class _Run:
         self.cs, self.past_hs, self.present_hs = [], [], []
         self.log_weights, self.ancestors, self.increments = [], [], []
         for t in range(T):
-            c_t = model.past_x.read(m) if self.draws and model.past_x.out_dim else c_steps[t]
+            c_t = past_x.read(m) if self.draws and past_x.out_dim else c_steps[t]
             past = Past(c_t, h, control_steps[t], w)
             if self.prior_in_loop:
                 past = past._replace(prior=model.prior(past))
@@ -289,7 +308,7 @@ class _Run:
                     x_t = self._fill(x_t, given[t], self.p_xs[-1], None if x_noise is None else x_noise[t])
                     u_t = model.features(Frame(x_t, None, control_steps[t]))
                 self.xs.append(x_t.expand(K, *x_t.shape[-2:]))
-                m = self._held(valid[t], model.past_x.step(m, u_t), m)
+                m = self._held(valid[t], past_x.step(m, u_t), m)
             h = self._held(valid[t], model.update(present, u_t), h)
             if self.resample is not None:
                 log_w, ancestors = self._weigh(t, log_w, z, valid[t])
@@ -337,7 +356,9 @@ class _Run:
 
     def _with_particles(self, e: Any) -> Any:
         """Evidence of a mean-field posterior, which no (K, B, .) state would broadcast."""
-        return tree.tree_map(lambda a: a.unsqueeze(1).expand(-1, self.K, *a.shape[1:]) if a.ndim == 3 else a, e)
+        return tree.tree_map(
+            lambda a: a.unsqueeze(1).expand(-1, self.K, *a.shape[1:]) if a.ndim == 3 else a, e
+        )
 
     # --- q ignores z_<t: all z at once ----------------------------------------------------------------
 
@@ -378,7 +399,9 @@ class _Run:
         lead = (self.T, self.K, self.B)
         log_evidence = log_weight = ancestors = None
         if self.resample is not None:
-            log_evidence = _log_mean_exp(self.log_w) - (0.0 if self.state is None else _log_mean_exp(self.log_w_start))
+            log_evidence = _log_mean_exp(self.log_w) - (
+                0.0 if self.state is None else _log_mean_exp(self.log_w_start)
+            )
             log_evidence = log_evidence + sum(self.increments)
             log_weight, ancestors = torch.stack(self.log_weights), torch.stack(self.ancestors)
         trajectory = Trajectory(
@@ -440,7 +463,9 @@ def check_fits(model: SequentialLVM, batch: Sequences) -> None:
     """Whether these sequences are what this model was built for."""
     name = type(model).__name__
     if batch.x_dim != model.x_dim:
-        raise ValueError(f"{name} was built for x_dim={model.x_dim}; the sequences have {batch.x_dim} features.")
+        raise ValueError(
+            f"{name} was built for x_dim={model.x_dim}; the sequences have {batch.x_dim} features."
+        )
     got = 0 if batch.control is None else batch.control.shape[-1]
     if got != model.control_dim:
         raise ValueError(

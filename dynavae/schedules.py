@@ -9,8 +9,12 @@ import math
 
 import numpy as np
 
+Real = int | float
+Row = dict[str, Real]
+"""Figures of one epoch."""
 
-def ramp(epoch: float, start: float, end: float) -> float:
+
+def ramp(epoch: Real, start: Real, end: Real) -> float:
     """0 before `start`, 1 from `end`, linear in between; a jump if the two coincide.
 
     Example:
@@ -22,26 +26,26 @@ def ramp(epoch: float, start: float, end: float) -> float:
     return max(0.0, (epoch - start) / (end - start)) if end > start else 0.0
 
 
-def kl_weight(epoch: float, warmup: float, start: float = 0.0) -> float:
+def kl_weight(epoch: Real, warmup: Real, start: Real = 0.0) -> float:
     """Weight of the KL: from `start` at epoch 0, linearly to 1 at epoch `warmup`; 1 without warm-up.
 
     Source: Bowman et al. 2016, arXiv 1511.06349.
 
     Example:
-        >>> kl_weight(0, 10), kl_weight(2.5, 10), kl_weight(10, 10), kl_weight(0, 0), kl_weight(5, 10, start=0.2)
-        (0.0, 0.25, 1.0, 1.0, 0.6)
+        >>> kl_weight(0, 10), kl_weight(2.5, 10), kl_weight(10, 10), kl_weight(0, 0), kl_weight(5, 10, start=0.5)
+        (0.0, 0.25, 1.0, 1.0, 0.75)
     """
     return start + (1 - start) * ramp(epoch, 0.0, warmup)
 
 
 def learning_rate(
-    epoch: float,
-    epochs: float,
-    lr: float,
+    epoch: Real,
+    epochs: Real,
+    lr: Real,
     schedule: str = "constant",
-    warmup: float = 0.0,
-    decay: float = 0.99,
-    decay_start: float = 0.0,
+    warmup: Real = 0.0,
+    decay: Real = 0.99,
+    decay_start: Real = 0.0,
 ) -> float:
     """The learning rate after `epoch` of `epochs`.
 

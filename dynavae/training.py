@@ -29,9 +29,18 @@ from dynavae.loading import loader, to_data
 from dynavae.model import SequentialLVM
 from dynavae.nn.heads import Bernoulli, Categorical, EmissionHead, PowerSpectrum
 from dynavae.scan import check_fits
-from dynavae.schedules import kl_weight, learning_rate
+from dynavae.schedules import Row, kl_weight, learning_rate
 
-__all__ = ["FitResult", "Learner", "calibrate", "first_nonfinite", "fit", "kl_weight", "learning_rate", "loader"]
+__all__ = [
+    "FitResult",
+    "Learner",
+    "calibrate",
+    "first_nonfinite",
+    "fit",
+    "kl_weight",
+    "learning_rate",
+    "loader",
+]
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -40,8 +49,8 @@ class FitResult(NamedTuple):
     """What training left behind."""
 
     model: SequentialLVM  # the model given to fit, in evaluation mode, with the best (or the last) weights
-    history: list[dict[str, float]]  # one row per epoch, as in metrics.csv
-    best: dict[str, float]  # the row of the best epoch; the last row without a validation set
+    history: list[Row]  # one row per epoch, as in metrics.csv
+    best: Row  # the row of the best epoch; the last row without a validation set
     out_dir: Path | None
     seconds: float  # of all epochs, also those before a resume
     parameters: int
@@ -124,7 +133,9 @@ def fit(
     if epochs < 1:
         raise ValueError(f"epochs should be at least 1; got {epochs}.")
     if patience is not None and (patience < 1 or valid is None):
-        raise ValueError("patience counts epochs without a better validation bound: it should be at least 1, with valid.")
+        raise ValueError(
+            "patience counts epochs without a better validation bound: it should be at least 1, with valid."
+        )
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision should be one of {', '.join(PRECISIONS)} (log-likelihoods overflow in float16; for float64 "
@@ -139,7 +150,9 @@ def fit(
     checkpoint = _prepare(out, resume)
     if calibrate and checkpoint is None:
         _calibrate(model, train)
-    settings = dict(epochs=epochs, batch_size=batch_size, patience=patience, seed=seed, precision=precision, **options)
+    settings = dict(
+        epochs=epochs, batch_size=batch_size, patience=patience, seed=seed, precision=precision, **options
+    )
     if out is not None:
         write_json(out / "run.json", {**_description(model, train, valid), "options": settings})
     recorder = Recorder(out, patience, settings, tensorboard)
@@ -279,7 +292,9 @@ def _prepare(out: Path | None, resume: bool | None) -> Path | None:
 
 def _description(model: SequentialLVM, train: Any, valid: Any) -> dict[str, Any]:
     def of(data: Any) -> dict[str, Any] | None:
-        return None if data is None else {"sha256": data.sha256(), "sequences": len(data), "frames": data.frames}
+        return (
+            None if data is None else {"sha256": data.sha256(), "sequences": len(data), "frames": data.frames}
+        )
 
     parameters = sum(p.numel() for p in model.parameters())
     return {

@@ -5,17 +5,26 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pkgutil
 import random
 import sys
 from collections.abc import Iterator
 
+import beartype
 import jaxtyping
 import pytest
 
+typecheck = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # an int is a float
+
 assert "dynavae.scan" not in sys.modules, "dynavae was imported before its annotations could be enforced"
-# Kept for good: every module of the package that a test imports from here on is checked.
-HOOK = jaxtyping.install_import_hook("dynavae", "beartype.beartype")
+# Kept for good: every module that a test imports from here on is checked. Not the report: its tests pass
+# wrong types on purpose, to read the sentence with which it refuses them.
+SPEC = importlib.util.find_spec("dynavae")
+assert SPEC is not None
+MODULES = [m.name for m in pkgutil.iter_modules(SPEC.submodule_search_locations) if m.name != "report"]
+HOOK = jaxtyping.install_import_hook([f"dynavae.{name}" for name in MODULES], f"{__name__}.typecheck")
 HOOK.__enter__()
 
 import numpy as np  # noqa: E402

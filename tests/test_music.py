@@ -162,23 +162,23 @@ class TestAudio:
 
 @pytest.mark.parametrize("function", [music.to_midi, music.to_audio])
 class TestBadRolls:
-    def test_probabilities(self, function) -> None:  # noqa: ANN001
+    def test_probabilities(self, function) -> None:
         with pytest.raises(ValueError, match=r"binary, 0 or 1; got values from 0.2 to 0.7.*roll > 0.5"):
             function(np.array([[0.2, 0.7]]))
 
-    def test_missing_values(self, function) -> None:  # noqa: ANN001
+    def test_missing_values(self, function) -> None:
         with pytest.raises(ValueError, match=r"replace NaN by 0"):
             function(np.array([[0.0, np.nan]]))
 
-    def test_shape(self, function) -> None:  # noqa: ANN001
+    def test_shape(self, function) -> None:
         with pytest.raises(ValueError, match=r"shape \(T, keys\); got \(88,\)"):
             function(np.zeros(88))
 
-    def test_range(self, function) -> None:  # noqa: ANN001
+    def test_range(self, function) -> None:
         with pytest.raises(ValueError, match=r"88 columns from lowest_midi=60 reach from 60 to 147"):
             function(np.zeros((2, 88)), lowest_midi=60)
 
-    def test_frame_seconds(self, function) -> None:  # noqa: ANN001
+    def test_frame_seconds(self, function) -> None:
         with pytest.raises(ValueError, match=r"frame_seconds should be a positive number of seconds; got 0"):
             function(np.zeros((2, 88)), frame_seconds=0)
 

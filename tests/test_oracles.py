@@ -122,7 +122,7 @@ def test_lgssm_against_statsmodels_with_missing_data(lgssm):
 
 def unbiased(estimates, exact):
     """E[exp(estimate - exact)] = 1 within six standard errors, whose size is itself bounded."""
-    ratio = (estimates - exact).exp()
+    ratio = (estimates - exact).detach().exp()
     error = float(ratio.std()) / math.sqrt(len(ratio))
     assert error < 0.05, f"the error bar {error:.3f} is too wide to say anything"
     assert abs(float(ratio.mean()) - 1) < 6 * error, f"{ratio.mean():.4f} +- {error:.4f}"

@@ -118,7 +118,9 @@ def test_controls_reach_the_forecast():
     model.set_moments(A=[[0.0]], B=[[1.0]], Q=[[1e-8]], R=[[1e-6]], C=[[1.0]])
     x, control = torch.zeros(1, 3, 1), torch.zeros(1, 5, 1)
     control[0, 3:, 0] = torch.tensor([4.0, -2.0])
-    f = dynavae.forecast(model, Sequences.from_arrays(x, control=control[:, :3]), 2, samples=2, control=control)
+    f = dynavae.forecast(
+        model, Sequences.from_arrays(x, control=control[:, :3]), 2, samples=2, control=control
+    )
     torch.testing.assert_close(f.mean[0, :, 0], torch.tensor([4.0, -2.0]), atol=0.01, rtol=0)
     with pytest.raises(ValueError, match="needs controls for the future"):
         dynavae.forecast(model, Sequences.from_arrays(x, control=control[:, :3]), 2)
@@ -151,7 +153,11 @@ def test_score_says_what_it_is():
     result = dynavae.score(model, data, "iwae", particles=5)
     record = result.to_dict()
     assert record["data_sha256"] == data.sha256()
-    assert (record["bound"], record["particles"], record["average"]) == ("iwae", 5, "total nats / total frames")
+    assert (record["bound"], record["particles"], record["average"]) == (
+        "iwae",
+        5,
+        "total nats / total frames",
+    )
     assert record["nats_per_frame"] == pytest.approx(-float(result.nats.sum()) / 7)
     by_sequence = -float((result.nats / torch.tensor([5.0, 2.0])).mean())
     assert record["nats_per_frame_by_sequence"] == pytest.approx(by_sequence)

@@ -28,7 +28,9 @@ class GatedTransition(nn.Module):
     def __init__(self, z_dim: int, hidden: int, control_dim: int) -> None:
         super().__init__()
         in_dim = z_dim + control_dim
-        self.gate = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, z_dim), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, z_dim), nn.Sigmoid()
+        )
         self.proposed = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(), nn.Linear(hidden, z_dim))
         self.linear = nn.Linear(in_dim, z_dim)
         self.scale = nn.Linear(z_dim, z_dim)
@@ -162,7 +164,11 @@ class DKF(SequentialLVM):
 
     def evidence(self, seen: Evidence) -> Any:
         left = self.dropout(seen.g) if self.left else None
-        right = self.dropout(self.back.backward(self.recognition(seen.frame), seen.lengths)) if self.right else None
+        right = (
+            self.dropout(self.back.backward(self.recognition(seen.frame), seen.lengths))
+            if self.right
+            else None
+        )
         if not self.structured:
             return left, right
         if left is not None and right is not None:

@@ -78,7 +78,9 @@ class DSAE(SequentialLVM):
         return self.q_w(self.sequence_encoder.ends(seen.u, seen.lengths))
 
     def evidence(self, seen: Evidence) -> Tensor:
-        both = self.frame_encoder(cat(seen.u.unsqueeze(1), seen.w), seen.lengths)  # (T, K, B, .): w has particles
+        both = self.frame_encoder(
+            cat(seen.u.unsqueeze(1), seen.w), seen.lengths
+        )  # (T, K, B, .): w has particles
         return self.frame_rnn.run(both)[0]
 
     def initial(self, lead: tuple[int, ...]) -> Any:

@@ -90,7 +90,9 @@ class LGSSM(SequentialLVM):
             covariance = name in ("P0", "Q", "R")
             target = getattr(self, f"raw_{name}" if covariance else name, None)
             if target is None:
-                raise ValueError(f"LGSSM has no parameter {name!r}; it has m0, P0, A, Q, C, R, b, d, and B, D with controls.")
+                raise ValueError(
+                    f"LGSSM has no parameter {name!r}; it has m0, P0, A, Q, C, R, b, d, and B, D with controls."
+                )
             value = torch.as_tensor(value, dtype=target.dtype, device=target.device)
             if covariance:
                 value = _unfactor(torch.linalg.cholesky(value))

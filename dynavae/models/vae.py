@@ -77,7 +77,9 @@ class VAE(SequentialLVM):
     def absorb(self, past: Past, z: Tensor) -> Tensor:
         return z
 
-    def unroll(self, z: Tensor, u: Any, c: Any, control: Any, w: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def unroll(
+        self, z: Tensor, u: Any, c: Any, control: Any, w: Any, h: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return z, z, z[-1]  # the prior reads only the shape of past.h
 
     def prior(self, past: Past) -> Normal:

@@ -124,7 +124,9 @@ class _LocationScale(Emission):
     def extra(self, x_dim: int) -> dict[str, Tensor]:
         if self.scale != "shared":
             return {}
-        return {"raw_scale": torch.full((x_dim,), math.log(math.expm1(max(self.value - self.min_scale, 1e-6))))}
+        return {
+            "raw_scale": torch.full((x_dim,), math.log(math.expm1(max(self.value - self.min_scale, 1e-6))))
+        }
 
     def loc_scale(self, raw: Tensor, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         if self.scale == "learned":
@@ -135,7 +137,8 @@ class _LocationScale(Emission):
         return raw, torch.full_like(raw, self.value)
 
     def start(self, mean: Tensor, stddev: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        r = torch.log(torch.expm1((stddev - self.min_scale).clamp(min=1e-3)))
+        s = (stddev - self.min_scale).clamp(min=1e-3)
+        r = s + torch.log(-torch.expm1(-s))  # the inverse of softplus, without overflow
         if self.scale == "learned":
             return torch.cat([mean, r]), {}
         return mean, {"raw_scale": r} if self.scale == "shared" else {}
@@ -275,7 +278,9 @@ def to_emission(emission: Emission | str | dict[str, Any]) -> Emission:
     allowed = [f.name for f in dataclasses.fields(by_name[name])]
     unknown = sorted(set(options) - set(allowed))
     if unknown:
-        raise ValueError(f"{name} emission has no option {unknown[0]!r}; it has: {', '.join(allowed) or 'none'}.")
+        raise ValueError(
+            f"{name} emission has no option {unknown[0]!r}; it has: {', '.join(allowed) or 'none'}."
+        )
     return by_name[name](**options)
 
 

@@ -31,10 +31,14 @@ class Empty(nn.Module):
     def read(self, m: tuple[()]) -> None:
         return None
 
-    def run(self, u: Any, m: Any = (), valid: Tensor | None = None, fused: bool = True) -> tuple[None, tuple[()]]:
+    def run(
+        self, u: Any, m: Any = (), valid: Tensor | None = None, fused: bool = True
+    ) -> tuple[None, tuple[()]]:
         return None, ()
 
-    def before(self, u: Any, m: Any = (), valid: Tensor | None = None, fused: bool = True) -> tuple[None, tuple[()]]:
+    def before(
+        self, u: Any, m: Any = (), valid: Tensor | None = None, fused: bool = True
+    ) -> tuple[None, tuple[()]]:
         return None, ()
 
 
@@ -92,7 +96,8 @@ class Memory(nn.Module):
         """The state before the first step, for leading axes `lead`."""
         if self.start is not None:
             return tuple(
-                tuple(self.start[i, j].expand(*lead, -1) for j in range(self.parts)) for i in range(self.layers)
+                tuple(self.start[i, j].expand(*lead, -1) for j in range(self.parts))
+                for i in range(self.layers)
             )
         zero = self.rnn.weight_hh_l0.new_zeros(*lead, self.out_dim)
         return ((zero,) * self.parts,) * self.layers
@@ -205,7 +210,9 @@ def reverse(u: Tensor, lengths: Tensor) -> Tensor:
 class Bidirectional(nn.Module):
     """A forward and a backward memory side by side: g_t = [f(u_{1:t}), b(u_{t:T})]."""
 
-    def __init__(self, in_dim: int, h_dim: int, cell: str = "gru", layers: int = 1, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_dim: int, h_dim: int, cell: str = "gru", layers: int = 1, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.forward_memory = Memory(in_dim, h_dim, cell, layers, dropout)
         self.backward_memory = Memory(in_dim, h_dim, cell, layers, dropout)

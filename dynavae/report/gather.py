@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from dynavae import tasks
-
 from dynavae.runs import Run
 from dynavae.scan import scan
 from dynavae.tasks.common import evaluating, noise
@@ -27,8 +26,12 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         n = len(array)
         latents.append({"mean": smoothed.mean[i, :n].numpy(), "stddev": smoothed.stddev[i, :n].numpy()})
         reconstructions.append(
-            {"name": f"{splits.name} {split} {chosen.names[i]}", "data": array, "mean": reconstructed.mean[i, :n].numpy(),
-             "observed": batch.observed[i, :n].numpy()}
+            {
+                "name": f"{splits.name} {split} {chosen.names[i]}",
+                "data": array,
+                "mean": reconstructed.mean[i, :n].numpy(),
+                "observed": batch.observed[i, :n].numpy(),
+            }
         )
     content: dict[str, Any] = {
         "title": f"{settings['model']} on {splits.name}",
@@ -76,7 +79,9 @@ def _kl_per_dimension(model: Any, chosen: Any, seed: int) -> np.ndarray | None:
         return (run.kl.sum((0, 1, 2)) / batch.frames).cpu().numpy()
 
 
-def _forecasts(model: Any, chosen: Any, rows: list[int], horizon: int, samples: int, seed: int) -> list[dict[str, Any]]:
+def _forecasts(
+    model: Any, chosen: Any, rows: list[int], horizon: int, samples: int, seed: int
+) -> list[dict[str, Any]]:
     """The last `horizon` frames of each sequence from those before them."""
     out = []
     for i in rows:
@@ -88,8 +93,12 @@ def _forecasts(model: Any, chosen: Any, rows: list[int], horizon: int, samples: 
         future = tasks.forecast(model, array, horizon, context, samples, control=control, seed=seed)
         values = array.arrays()[0]
         out.append(
-            {"name": chosen.names[i], "context": values[:context], "truth": values[context:],
-             "samples": future.samples[:, 0].numpy()}
+            {
+                "name": chosen.names[i],
+                "context": values[:context],
+                "truth": values[context:],
+                "samples": future.samples[:, 0].numpy(),
+            }
         )
     return out
 
@@ -102,7 +111,13 @@ def _imputations(model: Any, batch: Any, seed: int) -> list[dict[str, Any]]:
         n = len(array)
         observed = filled.observed[i, :n].numpy()
         out.append(
-            {"name": batch.names[i], "data": array, "observed": observed, "mean": filled.x[i, :n].numpy(),
-             "lower": low[i, :n].numpy(), "upper": high[i, :n].numpy()}
+            {
+                "name": batch.names[i],
+                "data": array,
+                "observed": observed,
+                "mean": filled.x[i, :n].numpy(),
+                "lower": low[i, :n].numpy(),
+                "upper": high[i, :n].numpy(),
+            }
         )
     return out

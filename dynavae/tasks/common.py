@@ -130,7 +130,7 @@ def trace(trajectory: Trajectory, uniform: Tensor) -> Tensor:
     """
     from dynavae.resampling import systematic
 
-    steps, particles = trajectory.z.shape[:2]
+    steps = len(trajectory.z)
     if trajectory.ancestors is None:
         log_w = trajectory.log_w.sum(0) + trajectory.log_w_static
         index = systematic(log_w, uniform)
@@ -148,7 +148,9 @@ def along(values: Tensor, lines: Tensor | None) -> Tensor:
     """Values (T, K, B, d) followed along ancestral lines (T, K, B)."""
     if lines is None:
         return values
-    return torch.gather(values.expand(*lines.shape, -1), 1, lines.unsqueeze(-1).expand(*lines.shape, values.shape[-1]))
+    return torch.gather(
+        values.expand(*lines.shape, -1), 1, lines.unsqueeze(-1).expand(*lines.shape, values.shape[-1])
+    )
 
 
 def batch_first(values: Tensor) -> Tensor:

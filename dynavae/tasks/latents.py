@@ -30,7 +30,7 @@ class Latents(NamedTuple):
     exact: bool
 
 
-def filter(  # noqa: A001
+def filter(
     model: SequentialLVM,
     data: Any,
     particles: int = 100,

@@ -138,7 +138,9 @@ def generate(
                 f"{model.control_dim}); got {tuple(control.shape)}."
             )
     lengths = torch.full((batch,), length, device=like.device)
-    empty = Sequences(x, torch.zeros_like(x, dtype=torch.bool), lengths, control, tuple(map(str, range(batch))))
+    empty = Sequences(
+        x, torch.zeros_like(x, dtype=torch.bool), lengths, control, tuple(map(str, range(batch)))
+    )
     with evaluating(model):
         run = scan(model, empty, draw_x=True, noise=noise(model, empty, 1, seed, list(range(batch)), x=True))
     assert run.x is not None
@@ -182,12 +184,16 @@ def forecast(
     if horizon < 1:
         raise ValueError(f"horizon should be at least 1 frame; got {horizon}.")
     if context is not None and context < 1:
-        raise ValueError(f"context should be at least 1 frame; got {context}. Without context, use generate(...).")
+        raise ValueError(
+            f"context should be at least 1 frame; got {context}. Without context, use generate(...)."
+        )
     src = source(data, split, batch_size, samples * model.x_dim)
     xs, means, seen = [], [], torch.zeros(src.size, dtype=torch.long)
     with evaluating(model):
         for rows, batch in batches(model, src):
-            extended, start = _extend(model, batch, horizon, context, None if control is None else control[rows])
+            extended, start = _extend(
+                model, batch, horizon, context, None if control is None else control[rows]
+            )
             run, lines = paths(model, extended, samples, seed, rows, reweight, resampling, draw_x=True)
             assert run.x is not None
             # time -> each sequence's own horizon
@@ -209,14 +215,18 @@ def _extend(
     start = batch.lengths if context is None else batch.lengths.clamp(max=context)
     if context is not None and bool((batch.lengths < context).any()):
         short = int(batch.lengths.min())
-        raise ValueError(f"context is {context} frames, but a sequence has only {short}; lower it or leave it out.")
+        raise ValueError(
+            f"context is {context} frames, but a sequence has only {short}; lower it or leave it out."
+        )
     steps = int(start.max()) + horizon
     grow = max(steps - batch.steps, 0)
     x = torch.nn.functional.pad(batch.x, (0, 0, 0, grow))[:, :steps]
     observed = torch.nn.functional.pad(batch.observed, (0, 0, 0, grow))[:, :steps]
     observed = observed & (torch.arange(steps, device=x.device) < start[:, None]).unsqueeze(-1)
     if not bool(observed.flatten(1).any(1).all()):
-        raise ValueError("a sequence has no observed value within the context; lengthen it, or use generate(...).")
+        raise ValueError(
+            "a sequence has no observed value within the context; lengthen it, or use generate(...)."
+        )
     if model.control_dim:
         known = control if control is not None else batch.control
         if known is None or known.shape[1] < steps:

@@ -1,0 +1,78 @@
+"""Write the generated tables of README.md: `python tools/tables.py`; with --check, fail if they are out of date."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from dynavae.catalogue import small, task_table
+from dynavae.models import MODELS
+from dynavae.testing import dependency_table
+
+ROOT = Path(__file__).parent.parent
+
+
+def dependencies() -> str:
+    """Who reads whom, for every registered model."""
+    head = ("prior of z_t", "likelihood of x_t", "posterior of z_t", "posterior of w")
+    lines = ["| model | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for name, cls in MODELS.items():
+        row = dependency_table(small(cls))
+        cells = [_math(c) for c in (row.prior, row.likelihood, row.posterior, row.static)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _math(reads: str | None) -> str:
+    return f"${reads}$" if reads else "–"
+
+
+def results() -> str:
+    """benchmarks/results/zoo.json, and the demo's score if it has been recorded."""
+    path = ROOT / "benchmarks" / "results" / "zoo.json"
+    if not path.is_file():
+        return "(run `make bench`)"
+    lines = [
+        "| model | −ELBO | IWAE-100 | FIVO-64 | parameters | epochs | s / epoch |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in json.loads(path.read_text()):
+        note = " (density)" if r["density"] == "density" else ""
+        fivo = f"{r['fivo_64']:.2f}" if r["fivo_64"] is not None else "–"
+        lines.append(
+            f"| {r['model']}{note} | {r['neg_elbo']:.2f} | {r['iwae_100']:.2f} | {fivo} | {r['parameters']:,} "
+            f"| {r['epochs']} | {r['seconds_per_epoch']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def written(text: str) -> str:
+    """The README with its tables filled in."""
+    for name, table in (
+        ("task table", task_table()),
+        ("dependency table", dependencies()),
+        ("results table", results()),
+    ):
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
+        text, n = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)
+        if n != 1:
+            raise ValueError(f"README.md should have one place for the {name}; found {n}.")
+    return text
+
+
+def main() -> int:
+    path = ROOT / "README.md"
+    text = path.read_text()
+    new = written(text)
+    if "--check" in sys.argv:
+        if new != text:
+            print("README.md has tables that are out of date: run python tools/tables.py")
+        return int(new != text)
+    path.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
