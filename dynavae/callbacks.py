@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ class Recorder(Checkpoint):
 
     Args:
         out_dir: where files go; None writes none.
-        patience: epochs without a better validation bound before training stops, counted from `Learner.settled`
+        patience: epochs without a better validation bound before training stops, counted from `Loss.settled`
             on; None never stops.
         options: of the run, stored beside the weights.
         tensorboard: write TensorBoard events.
+        sampler: of the training batches. Lightning starts the first pass of a resumed run before it has said
+            which epoch it is.
     """
 
     def __init__(
@@ -43,9 +46,11 @@ class Recorder(Checkpoint):
         patience: int | None = None,
         options: dict[str, Any] | None = None,
         tensorboard: bool = True,
+        sampler: Any = None,
     ) -> None:
         self.out_dir, self.patience, self.options = out_dir, patience, options or {}
         self.tensorboard = tensorboard and out_dir is not None
+        self.sampler = sampler
         self.history: list[Row] = []
         self.kl_dim: list[list[float] | None] = []
         self.best: Row = {}
@@ -63,6 +68,8 @@ class Recorder(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
+        if self.sampler is not None:
+            self.sampler.set_epoch(len(self.history))
         if self.best and self.out_dir is not None:
             self.weights = read_weights(self.out_dir / "best")
 
@@ -114,13 +121,13 @@ class Recorder(Checkpoint):
         Validation feeds data back, so figures from before the end of scheduled sampling would always win:
         the first epoch after it replaces them.
         """
-        settled = not learner.scheduled_sampling or row["epoch"] >= learner.sampling_ramp[1]
+        settled = not learner.loss.scheduled_sampling or row["epoch"] >= learner.loss.sampling_ramp[1]
         better = not self.best or row[METRIC] < self.best[METRIC] or (settled and not self.best_settled)
         if better:
             self.best, self.best_settled, self.waited = dict(row), settled, 0
             state = learner.model.state_dict()
             self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
-        elif row["epoch"] > learner.settled:
+        elif row["epoch"] > learner.loss.settled:
             self.waited += 1
         return better
 
@@ -184,7 +191,15 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         total = (trainer.max_epochs or 0) * trainer.num_training_batches
         name = type(pl_module.model).__name__
-        self._bar = tqdm(total=total, initial=trainer.global_step, desc=name, dynamic_ncols=True, leave=True)
+        every = 0.2 if sys.stderr.isatty() else 20.0  # a log file need not see every update
+        self._bar = tqdm(
+            total=total,
+            initial=trainer.global_step,
+            desc=name,
+            dynamic_ncols=True,
+            leave=True,
+            mininterval=every,
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Learner, outputs: Any, batch: Any, batch_idx: int

@@ -86,6 +86,9 @@ def fit_parser() -> ArgumentParser:
         "--data", type=str, default="jsb", help="a data set by name, or a path to an .npz file"
     )
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
+    parser.add_argument(
+        "--threads", type=int | None, default=None, help="threads of torch; small models are fastest with 1"
+    )
     parser.add_function_arguments(
         training.fit, skip={"model", "train", "valid", "out_dir"}, fail_untyped=False
     )

@@ -53,10 +53,20 @@ def build(model: str, options: dict[str, Any], splits: DataSplits) -> Sequential
     return MODELS[model](**options)
 
 
-def fit(model: str, options: dict[str, Any], data: str, out: str, seed: int = 0, **training: Any) -> str:
+def fit(
+    model: str,
+    options: dict[str, Any],
+    data: str,
+    out: str,
+    seed: int = 0,
+    threads: int | None = None,
+    **training: Any,
+) -> str:
     """Train a model on the train split, keep the weights that are best on the valid split."""
     from dynavae import training as trainer
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     splits = _data(data)
     torch.manual_seed(seed)
     net = build(model, options, splits)
@@ -83,8 +93,15 @@ def fit(model: str, options: dict[str, Any], data: str, out: str, seed: int = 0,
     started = time.time()
     result = trainer.fit(net, splits.split("train"), splits.valid, out_dir=out, seed=seed, **training)
     run.update(seconds=round(time.time() - started, 1), best=result.best)
-    shown = {k: v for k, v in result.best.items() if isinstance(v, int | float)}
-    return table([{"model": model, **shown, "seconds": result.seconds}]) + f"\nwritten to {out}"
+    columns = {
+        "best epoch": "epoch",
+        "valid nats/frame": "valid/nats_per_frame",
+        "valid kl/frame": "valid/kl_per_frame",
+        "active units": "valid/active_units",
+        "train nats/frame": "train/nats_per_frame",
+    }
+    row = {"model": model, **{k: result.best.get(v) for k, v in columns.items()}, "seconds": round(result.seconds)}
+    return table([row]) + f"\nwritten to {out}"
 
 
 def evaluate(

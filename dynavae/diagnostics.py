@@ -63,7 +63,8 @@ def first_nonfinite(trajectory: Trajectory, names: Sequence[str] = (), first_fra
 
 
 def _kind(value: Tensor) -> str:
-    return "NaN" if math.isnan(float(value)) else ("infinite" if float(value) > 0 else "minus infinity")
+    number = value.item()
+    return "NaN" if math.isnan(number) else ("infinite" if number > 0 else "minus infinity")
 
 
 def explain(trajectory: Trajectory, names: Sequence[str], first_frame: int = 0) -> str:

@@ -368,5 +368,16 @@ def at(d: Any, z: Tensor) -> Any:
     return d.at(z) if isinstance(d, Chain) else d
 
 
+def with_particles(d: Any, particles: int) -> Any:
+    """The same distribution with a particle axis, if it reads no z and so has none: (B, .) to (K, B, .)."""
+    first = d
+    while isinstance(first, tuple):
+        own_axes = 2 if isinstance(first, Categorical) else 1
+        first = first.first if isinstance(first, Either) else first[0]
+    if not isinstance(first, Tensor) or first.ndim != own_axes + 1:
+        return d
+    return tree.tree_map(lambda a: a.expand(particles, *a.shape), d)
+
+
 REPARAMETERIZED: tuple[type, ...] = (Normal, Laplace, StudentT, PowerSpectrum, MultivariateNormal)
 """Kinds whose samples carry pathwise gradients."""

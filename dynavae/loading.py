@@ -114,5 +114,6 @@ def loader(
         batch_size=None,
         sampler=sampler,
         num_workers=num_workers,
+        generator=torch.Generator(),  # or each pass would draw from the caller's random numbers
         persistent_workers=num_workers > 0,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from dynavae.distributions import Chain, either
@@ -39,7 +40,7 @@ class Amortized:
         q = model.posterior(past, e)
         if isinstance(q, Chain) or isinstance(prior, Chain):
             return _either_chain(informed, q, prior)
-        return either(informed.expand(_lead(q)), q, prior)
+        return either(informed.expand(_lead(q, prior)), q, prior)
 
 
 class Bootstrap:
@@ -55,8 +56,8 @@ amortized = Amortized()
 bootstrap = Bootstrap()
 
 
-def _lead(d: Any) -> Any:
-    return d.mean.shape[:-1]
+def _lead(q: Any, prior: Any) -> Any:
+    return torch.broadcast_shapes(q.mean.shape, prior.mean.shape)[:-1]
 
 
 def _either_chain(informed: Tensor, q: Any, prior: Any) -> Chain:
@@ -65,7 +66,7 @@ def _either_chain(informed: Tensor, q: Any, prior: Any) -> Chain:
     def step(i: int) -> Any:
         def conditional(*blocks: Tensor) -> Any:
             first, second = q.steps[i](*blocks), prior.steps[i](*blocks)
-            return either(informed.expand(_lead(first)), first, second)
+            return either(informed.expand(_lead(first, second)), first, second)
 
         return conditional
 

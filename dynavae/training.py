@@ -88,18 +88,16 @@ def fit(
     computed, in nats per frame, with noise that is the same each time; the returned model has the weights
     of its best epoch (of those after scheduled sampling has reached its end), or the last without `valid`.
 
-    Main arguments:
+    Args:
         model: any model; where it starts is up to you (`torch.manual_seed` before you build it).
-        train, valid: a `SequenceDataset`, `Sequences`, an array (B, T, x_dim) or a list of (T_i, x_dim).
+        train: a `SequenceDataset`, `Sequences`, an array (B, T, x_dim) or a list of (T_i, x_dim).
+        valid: the same, to validate on, or None.
         epochs: passes over `train`, in all (those before a resume count).
         batch_size: sequences per batch.
-        out_dir: receives `metrics.csv` (one row per epoch), `kl_dim.csv`, `run.json`, `best/` (for
+        out_dir: receives `metrics.csv` (one row per epoch), `kl_dim.csv`, `training.json`, `best/` (for
             :func:`dynavae.load`), `checkpoints/last.ckpt` and `tensorboard/`; None writes nothing.
         patience: stop after so many epochs without a better validation bound, counted after the KL warm-up and
             scheduled sampling have reached their end.
-        **options: of :class:`~dynavae.learner.Learner`: objective, particles, lr, kl_warmup, ...
-
-    Other arguments:
         seed: of batches and noise.
         calibrate: first set the output bias to the marginal of the training data, see :func:`calibrate`.
         progress: show a progress bar.
@@ -110,6 +108,7 @@ def fit(
         loggers: further loggers of Lightning.
         resume: True continues the run in `out_dir` exactly where its last whole epoch ended; False replaces it;
             None refuses to touch it.
+        **options: of :class:`~dynavae.learner.Learner`: objective, particles, lr, kl_warmup, ...
 
     Raises:
         ValueError, TypeError: options, data and model that do not fit together.
@@ -154,8 +153,9 @@ def fit(
         epochs=epochs, batch_size=batch_size, patience=patience, seed=seed, precision=precision, **options
     )
     if out is not None:
-        write_json(out / "run.json", {**_description(model, train, valid), "options": settings})
-    recorder = Recorder(out, patience, settings, tensorboard)
+        write_json(out / "training.json", {**_description(model, train, valid), "options": settings})
+    batches = loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
+    recorder = Recorder(out, patience, settings, tensorboard, batches.sampler)
     device = next(model.parameters()).device
     interrupt = signal.getsignal(signal.SIGINT)
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
@@ -176,7 +176,7 @@ def fit(
         try:
             trainer.fit(
                 learner,
-                loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers),
+                batches,
                 None if valid is None else loader(valid, batch_size, num_workers=num_workers),
                 ckpt_path=checkpoint,
                 weights_only=True,

@@ -110,6 +110,33 @@ def test_dependencies_of_two_latents_per_step():
     assert table == ("z_{t-1:t}", "z_t", "x_{t:T}, z_{t-1:t}", None)  # b_t reads a_t within the step
 
 
+# --- conditionals that read no z ------------------------------------------------------------------------
+
+
+class ReadsOnlyX(VAE):
+    """p(z_t | x_{<t}) and q(z_t | x_t), neither with a particle axis; nothing is declared that would speed it up."""
+
+    autoregressive = True
+    mean_field = False
+
+    def __init__(self, x_dim: int, z_dim: int = 3, h_dim: int = 5) -> None:
+        super().__init__(x_dim, z_dim, h_dim)
+        self.past_x = Memory(self.input_dim, h_dim)
+        self.p_z = GaussianHead(h_dim, z_dim)
+
+    def prior(self, past: Past) -> Normal:
+        return self.p_z(past.x)
+
+
+@pytest.mark.parametrize("law", [law for name, law in LAWS.items() if name != "factorisation"])
+def test_conditionals_that_read_no_z(law):
+    law(lambda: small(ReadsOnlyX))
+
+
+def test_a_posterior_that_could_be_drawn_at_once_is_reported():
+    broken("factorisation", lambda: small(ReadsOnlyX), "reads no z_s with s < t: declare mean_field = True")
+
+
 # --- laws can fail: a mutant for each -----------------------------------------------------------------
 
 
@@ -139,30 +166,25 @@ def declared(cls: type[SequentialLVM], **attributes: Any) -> Any:
         (SRNN, {"autoregressive": False}, "the prior at t reads x_s, s < t, but autoregressive is not declared"),
         (VRNN, {"mean_field": True}, "the posterior at t reads z_s, s < t, but mean_field is declared"),
         (STORN, {"mean_field": False}, "reads no z_s with s < t: declare mean_field = True"),
-        (VRNN, {"reads_prior": True}, "reads_prior is True, but its posterior does not read past.prior"),
+        (DKF, {"reads_prior": True}, "reads_prior is True, but its posterior does not read past.prior"),
     ],
 )
 def test_a_wrong_declaration_is_caught(cls, attributes, match):
     broken("factorisation", declared(cls, **attributes), match)
 
 
-def test_residual_posterior_that_does_not_declare_it_is_caught():
-    def build() -> SequentialLVM:
-        model = small(SRNN)
-        assert model.reads_prior
-        posterior = model.posterior
-        object.__setattr__(model, "posterior", posterior)
-        type(model)  # the network still adds the prior's mean:
-        model.posterior = lambda past, e: _residual(model, past, e)
-        model.reads_prior = False
-        return model
+def test_a_posterior_that_reads_the_prior_without_saying_so_is_caught():
+    class Undeclared(SRNN):
+        def __init__(self, x_dim: int, z_dim: int = 3, h_dim: int = 5) -> None:
+            super().__init__(x_dim, z_dim, h_dim)
+            self.reads_prior = False
 
-    broken("factorisation", build, "reads_prior is False, but its posterior reads past.prior")
+        def posterior(self, past: Past, e: Tensor) -> Normal:
+            prior = self.prior(past) if past.prior is None else past.prior
+            q = super().posterior(past, e)
+            return q._replace(loc=q.loc + prior.loc)
 
-
-def _residual(model: SRNN, past: Past, e: Tensor) -> Normal:
-    q = model.to_normal(model.q_z(e, past.h))
-    return q._replace(loc=q.loc + past.prior.loc)
+    broken("factorisation", lambda: small(Undeclared), "reads_prior is False, but its posterior reads past.prior")
 
 
 def test_a_forgotten_shift_is_caught(monkeypatch):
@@ -170,25 +192,28 @@ def test_a_forgotten_shift_is_caught(monkeypatch):
     broken("factorisation", lambda: small(SRNN), r"the prior at t reads x_s, s >= t; \(t, s\) = \[\[0, 0\]")
 
 
-def test_a_likelihood_that_copies_its_own_frame_is_caught():
-    class Copies(VAE):
-        def update(self, present: Present, u: Tensor) -> Tensor:
-            return present.h
+class Unshifted(Memory):
+    """Gives m_{t+1} for m_t."""
 
-        def prior(self, past: Past) -> Normal:
-            self.seen = None
-            return super().prior(past)
+    def before(self, u, m=None, valid=None, fused=True):
+        return self.run(u, m, valid, fused)
 
-        def evidence(self, seen: Evidence) -> Tensor:
-            self.own = seen.frame.x
-            return super().evidence(seen)
 
-        def likelihood(self, present: Present) -> Any:
-            p = super().likelihood(present)
-            t = len(self.calls) if hasattr(self, "calls") else 0
-            self.calls = [*getattr(self, "calls", []), t]
-            return p._replace(loc=p.loc + self.own[t % len(self.own)])
+class Copies(VAE):
+    """Its likelihood reads the frame that it scores, which the gradient of log p(x_t | .) would not show."""
 
+    autoregressive = True
+
+    def __init__(self, x_dim: int, z_dim: int = 3, h_dim: int = 5) -> None:
+        super().__init__(x_dim, z_dim, h_dim)
+        self.past_x = Unshifted(x_dim, h_dim)
+        self.p_x = self.emit(2 * h_dim)
+
+    def likelihood(self, present: Present) -> Any:
+        return self.p_x(cat(self.decoder(present.h), present.x))
+
+
+def test_a_likelihood_that_reads_its_own_frame_is_caught():
     broken("factorisation", lambda: small(Copies), "the likelihood at t reads x_s, s >= t")
 
 
@@ -237,8 +262,8 @@ class Silent(VAE):
 
 
 class Double(VAE):
-    def prior(self, past: Past) -> Normal:
-        p = super().prior(past)
+    def likelihood(self, present: Present) -> Any:
+        p = super().likelihood(present)
         return p._replace(loc=p.loc.double())
 
 
@@ -247,30 +272,12 @@ class Squeezes(VAE):
         return super().evidence(seen).squeeze()
 
 
-class Peeks(VRNN):
-    """Keeps its state to itself: the next chunk starts anew."""
-
-    def initial(self, lead: tuple[int, ...]) -> Any:
-        self.count = 0
-        return super().initial(lead)
+class Counts(VRNN):
+    """Counts frames from the start of a chunk."""
 
     def evidence(self, seen: Evidence) -> Tensor:
         t = torch.arange(len(seen.u), dtype=seen.u.dtype).reshape(-1, *[1] * (seen.u.ndim - 1))
         return super().evidence(seen._replace(u=seen.u + t))
-
-
-SHARED = nn.Parameter(torch.zeros((), dtype=torch.float64))
-
-
-class Shares(VAE):
-    """Uses a parameter of the module, not of the instance."""
-
-    def evidence(self, seen: Evidence) -> Tensor:
-        self.encoder[0].bias = SHARED_BIAS
-        return super().evidence(seen)
-
-
-SHARED_BIAS = nn.Parameter(torch.zeros(6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -283,8 +290,8 @@ SHARED_BIAS = nn.Parameter(torch.zeros(6, dtype=torch.float64))
         ("seeds", Restless, "z under the same seed"),
         ("checkpoint", Unsaved, "breaks 'save and load'"),
         ("representation", Silent, "repr should name the class"),
-        ("types", Double, "log_prior has torch.float64 in a float32 model"),
-        ("chunks", Peeks, "breaks 'chunks equal the whole': log_"),
+        ("types", Double, "log_likelihood has torch.float64 in a float32 model"),
+        ("chunks", Counts, "breaks 'chunks equal the whole': log_"),
     ],
 )
 def test_a_broken_model_is_caught(law, cls, match):
@@ -298,8 +305,7 @@ def test_a_model_that_squeezes_is_caught():
 
 def test_a_copy_that_shares_parameters_is_caught(monkeypatch):
     monkeypatch.setattr(copy, "deepcopy", lambda model: model)
-    model = small(VAE)
-    broken("copy", lambda: model, "breaks 'copies'")
+    broken("copy", lambda: small(VAE), "breaks 'copies'")
 
 
 def test_reading_padding_backwards_is_caught(monkeypatch):

@@ -36,8 +36,8 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
     content: dict[str, Any] = {
         "title": f"{settings['model']} on {splits.name}",
         "setting": _setting(run),
-        "scores": [{**s, "measure": s.get("density")} for s in run.scores()],
-        "history": run.history(),
+        "scores": [_score(s) for s in run.scores()],
+        "history": [{k: v for k, v in row.items() if k != "updates"} for row in run.history()],
         "kl_per_dim": _kl_per_dimension(model, chosen, seed),
         "latents": latents,
         "reconstructions": reconstructions,
@@ -53,6 +53,11 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
     return content
 
 
+def _score(score: dict[str, Any]) -> dict[str, Any]:
+    shown = {k: v for k, v in score.items() if k not in ("model", "density") and v not in (None, "")}
+    return {**shown, "measure": score.get("density")}
+
+
 def _setting(run: Run) -> dict[str, Any]:
     s = run.settings
     return {
@@ -62,7 +67,7 @@ def _setting(run: Run) -> dict[str, Any]:
         "seed": s["seed"],
         "training time": f"{s.get('seconds', float('nan')):.0f} s",
         "options": s["options"],
-        "training": s["training"],
+        "training": {k: v for k, v in s["training"].items() if v is not None},
         "data set": {"sha256": s["data"]["sha256"], "kind": s["data"]["kind"], **s["data"]["splits"]},
         "environment": s["environment"],
     }

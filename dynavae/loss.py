@@ -1,0 +1,272 @@
+"""The loss of a batch: minus a bound per frame, with its schedules, whole or in chunks of time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynavae import objectives
+from dynavae.batch import Sequences
+from dynavae.diagnostics import Totals, explain, reconstruction_and_kl
+from dynavae.loading import Batch
+from dynavae.model import SequentialLVM
+from dynavae.noise import Noise, draw
+from dynavae.resampling import Resampling
+from dynavae.scan import Trajectory, scan
+from dynavae.schedules import Real, kl_weight, ramp, seed_for
+from dynavae.tasks.capabilities import require
+from dynavae.tasks.common import noise as noise_by_sequence
+
+log = logging.getLogger("dynavae")
+
+OBJECTIVES = ("elbo", "iwae", "renyi", "fivo")
+
+
+class Part(NamedTuple):
+    """The loss of one chunk of a batch, and sums in nats over its sequences (numbers, not tensors)."""
+
+    loss: Tensor  # what is minimised, per frame of the batch
+    sums: dict[str, float]  # loss, nats (minus the bound at weight 1), kl, reconstruction
+
+
+class Loss:
+    """Minus a bound per frame of a batch; a pure function of (model, batch, epoch, seed).
+
+    Args: see :class:`~dynavae.learner.Learner`, which takes the same ones.
+
+    Attributes:
+        kl_kind: "analytic" or "sample"; None until "auto" has been decided, at the first batch.
+    """
+
+    def __init__(
+        self,
+        model: SequentialLVM,
+        objective: str = "elbo",
+        particles: int | None = None,
+        kl: str = "auto",
+        beta: Real = 1.0,
+        kl_warmup: Real = 0.0,
+        kl_start: Real = 0.0,
+        free_bits: Real = 0.0,
+        alpha: Real = 0.0,
+        resample_threshold: Real = 0.5,
+        scheduled_sampling: Real = 0.0,
+        scheduled_sampling_start: Real = 0.0,
+        scheduled_sampling_end: Real = 0.0,
+        truncate: int | None = None,
+        hide_rate: Real = 0.0,
+    ) -> None:
+        one_of("objective", objective, OBJECTIVES)
+        one_of("kl", kl, ("auto", "analytic", "sample"))
+        particles = (1 if objective == "elbo" else 8) if particles is None else particles
+        at_least("particles", particles, 1)
+        for name, value in dict(beta=beta, kl_warmup=kl_warmup, free_bits=free_bits).items():
+            at_least(name, value, 0)
+        for name, value in dict(kl_start=kl_start, scheduled_sampling=scheduled_sampling).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} should be between 0 and 1; got {value}.")
+        if not 0 <= hide_rate < 1:
+            raise ValueError(f"hide_rate is a share of the frames, from 0 to below 1; got {hide_rate}.")
+        if truncate is not None:
+            at_least("truncate", truncate, 1)
+        if free_bits and (objective != "elbo" or kl == "sample"):
+            raise ValueError(
+                "free_bits needs objective='elbo' with an analytic KL: it is a floor on that KL."
+            )
+        if objective == "fivo" and (beta != 1 or kl_warmup):
+            raise ValueError(
+                "fivo has no KL to weigh: leave beta=1 and kl_warmup=0, or take objective='iwae'."
+            )
+        if scheduled_sampling and not model.autoregressive:
+            raise ValueError(
+                f"scheduled sampling lets a model read its own outputs, but {type(model).__name__} reads no past x "
+                "when it generates (autoregressive = False): set scheduled_sampling=0."
+            )
+        if truncate is not None and not model.per_step_likelihood:
+            raise ValueError(
+                f"truncate cuts time into chunks, but this {type(model).__name__} decodes x_t from z_1:T; "
+                "leave truncate=None."
+            )
+        require(model, "iwae" if objective == "renyi" else objective)
+        self.model = model
+        self.objective, self.particles, self.alpha = objective, particles, alpha
+        self.kl_kind = None if kl == "auto" else kl
+        self.beta, self.kl_warmup, self.kl_start, self.free_bits = beta, kl_warmup, kl_start, free_bits
+        self.resampling = Resampling(threshold=float(resample_threshold)) if objective == "fivo" else None
+        self.scheduled_sampling = scheduled_sampling
+        self.sampling_ramp = (scheduled_sampling_start, scheduled_sampling_end)
+        self.truncate, self.hide_rate = truncate, hide_rate
+
+    def kl_weight_at(self, epoch: Real) -> float:
+        """Weight of the KL, with `beta`."""
+        return self.beta * kl_weight(epoch, self.kl_warmup, self.kl_start)
+
+    def sampling_at(self, epoch: Real) -> float:
+        """Probability that the model reads its own output."""
+        return self.scheduled_sampling * ramp(epoch, *self.sampling_ramp)
+
+    @property
+    def settled(self) -> float:
+        """The epoch at which every schedule of the objective has reached its end."""
+        return max(self.kl_warmup, self.sampling_ramp[1] if self.scheduled_sampling else 0.0)
+
+    # --- the loss ---------------------------------------------------------------------------------------
+
+    def parts(self, batch: Sequences, epoch: Real = math.inf, seed: int = 0) -> Iterator[Part]:
+        """The loss of a batch, whole or in chunks of `truncate` frames: the parts add up.
+
+        Args:
+            batch: on the device, and in the dtype, of the model.
+            epoch: what the schedules go by; by default their end.
+            seed: of everything random.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        frames, weight, sampling = batch.frames, self.kl_weight_at(epoch), self.sampling_at(epoch)
+        device = batch.x.device
+        with seeded(seed, device):
+            free = None
+            if self.hide_rate:
+                hidden = torch.rand(batch.valid.shape, device=device) < self.hide_rate
+                batch = batch.hide(hidden.reshape(*hidden.shape, *[1] * (batch.x.ndim - 2)))
+            if sampling:
+                free = torch.rand(batch.valid.shape, device=device) < sampling
+            own = bool(self.model.autoregressive) and (free is not None or not batch.complete)
+            size = (batch.steps, self.particles, len(batch))
+            noise = draw(self.model, *size, x=own, resample=self.objective == "fivo")
+        state, weighted, plain = None, None, None
+        step = self.truncate or batch.steps
+        for i, start in enumerate(range(0, batch.steps, step)):
+            whole = step >= batch.steps
+            chunk = slice(start, min(start + step, batch.steps))
+            with seeded(seed_for(seed, i), device):  # dropout
+                trajectory = scan(
+                    self.model,
+                    batch if whole else _frames(batch, chunk),
+                    particles=self.particles,
+                    resample=self.resampling,
+                    free=None if free is None else free[:, chunk],
+                    noise=noise if whole else _noise(noise, chunk),
+                    state=state,
+                    carry=not whole,
+                )
+            kind = self._choose_kl(trajectory)
+            value, weighted = self._gain(trajectory, weight, weighted, self.free_bits)
+            loss = -value.sum() / frames
+            with torch.no_grad():
+                bound, plain = self._gain(trajectory, 1.0, plain)
+                reconstruction, kl = reconstruction_and_kl(trajectory, kind)
+                sums = torch.stack(
+                    [loss.detach() * frames, -bound.sum(), kl.sum(), -reconstruction.sum()]
+                ).tolist()
+            if not math.isfinite(sums[0]):
+                raise FloatingPointError(explain(trajectory, batch.names, start))
+            state = None if whole else trajectory.state.detach()  # type: ignore[union-attr]
+            yield Part(loss, dict(zip(("loss", "nats", "kl", "reconstruction"), sums, strict=True)))
+
+    def bound(self, trajectory: Trajectory, weight: Real = 1.0, free_bits: Real = 0.0) -> Tensor:
+        """The objective (B,) with the KL weighted; at weight 1 a bound."""
+        if self.objective == "elbo":
+            return objectives.elbo(trajectory, self._choose_kl(trajectory), float(weight), float(free_bits))
+        if self.objective == "fivo":
+            return objectives.fivo(trajectory)
+        trajectory = _tempered(trajectory, weight)
+        if self.objective == "iwae":
+            return objectives.iwae(trajectory)
+        return objectives.renyi(trajectory, float(self.alpha))
+
+    def _gain(
+        self,
+        trajectory: Trajectory,
+        weight: Real,
+        before: tuple[Tensor, Tensor] | None,
+        free_bits: Real = 0.0,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """What a chunk adds to the bound, given the log-weights and the bound of the paths before it."""
+        if self.objective in ("elbo", "fivo"):  # sums over time: scan has carried the rest
+            return self.bound(trajectory, weight, free_bits), None
+        trajectory = _tempered(trajectory, weight)
+        if before is not None:
+            trajectory = trajectory._replace(
+                log_prior_w=before[0], log_proposal_w=torch.zeros_like(before[0])
+            )
+        value = self.bound(trajectory)
+        carried = objectives.log_weights(trajectory).detach(), value.detach()
+        return (value if before is None else value - before[1]), carried
+
+    def _choose_kl(self, trajectory: Trajectory) -> str:
+        if self.kl_kind is None:
+            closed = trajectory.kl is not None and (trajectory.w is None or trajectory.kl_w is not None)
+            if self.model.exact or self.model.discrete_latent or not closed:
+                if self.free_bits:
+                    raise ValueError(
+                        f"free_bits needs an analytic KL, but that of {type(self.model).__name__} is sampled: "
+                        "set free_bits=0."
+                    )
+                self.kl_kind = "sample"
+            else:
+                self.kl_kind = "analytic"
+            log.info("KL of %s: %s", type(self.model).__name__, self.kl_kind)
+        return self.kl_kind
+
+    # --- validation -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, totals: Totals, seed: int = 0) -> None:
+        """Add one batch to the totals of a validation: the bound at weight 1, with noise per sequence."""
+        sequences, resample = batch.sequences, self.objective == "fivo"
+        eps = noise_by_sequence(self.model, sequences, self.particles, seed, batch.rows, resample=resample)
+        trajectory = scan(
+            self.model, sequences, particles=self.particles, resample=self.resampling, noise=eps
+        )
+        reconstruction, kl = reconstruction_and_kl(trajectory, self._choose_kl(trajectory))
+        bound = objectives.iwae(trajectory) if self.objective == "renyi" else self.bound(trajectory)
+        terms = torch.stack([-bound, kl, -reconstruction]).cpu().double().sum(1).tolist()
+        totals.add(batch.frames, **dict(zip(("nats", "kl", "reconstruction"), terms, strict=True)))
+        totals.add_latents(trajectory)
+
+
+def _tempered(trajectory: Trajectory, weight: Real) -> Trajectory:
+    """log p(z) - log q(z) times `weight` in every importance weight."""
+    if weight == 1:
+        return trajectory
+    names = ("log_prior", "log_proposal", "log_prior_w", "log_proposal_w")
+    terms = {name: getattr(trajectory, name) for name in names}
+    return trajectory._replace(**{name: None if v is None else weight * v for name, v in terms.items()})
+
+
+def _frames(batch: Sequences, chunk: slice) -> Sequences:
+    """Some frames of every sequence; a sequence that has ended keeps its row, with length 0."""
+    lengths = (batch.lengths - chunk.start).clamp(0, chunk.stop - chunk.start)
+    control = None if batch.control is None else batch.control[:, chunk]
+    return Sequences(batch.x[:, chunk], batch.observed[:, chunk], lengths, control, batch.names)
+
+
+def _noise(noise: Noise, chunk: slice) -> Noise:
+    x, resample = (None if n is None else n[chunk] for n in (noise.x, noise.resample))
+    return noise._replace(z=noise.z[chunk], x=x, resample=resample)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers from this seed; the caller's own go on as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} should be one of {', '.join(choices)}; got {value!r}.")
+
+
+def at_least(name: str, value: Real, minimum: Real) -> None:
+    if value < minimum:
+        raise ValueError(f"{name} should be {minimum} or more; got {value}.")
