@@ -1,6 +1,6 @@
 """Every registered model on the JSB chorales: a few epochs through the command line, every task, one table.
 
-    python benchmarks/zoo.py [--epochs 6] [--models VRNN,SRNN] [--out runs/zoo]
+    python benchmarks/zoo.py [--epochs 10] [--models VRNN,SRNN] [--out runs/zoo]
 
 Writes benchmarks/results/zoo.json, one record per model: minus the bounds in nats per frame on the test split (all
 frames scored, total nats / total frames), parameters, seconds per epoch, seed. LGSSM scores a density on 0/1 data,
@@ -31,7 +31,8 @@ def run(name: str, epochs: int, out: Path, seed: int) -> dict[str, object]:
     """Train, score and try every task of one model; its record."""
     folder = str(out / name)
     extra = OPTIONS.get(name, [])
-    shared = ["--data", "jsb", "--epochs", str(epochs), "--batch_size", "16", "--seed", str(seed)]
+    shared = ["--data", "jsb", "--epochs", str(epochs), "--batch_size", "8", "--seed", str(seed)]
+    shared += ["--gradient_clip", "1", "--threads", "1", "--resume", "false"]
     lr = [] if "--lr" in extra else ["--lr", "0.002"]
     bounds = ["elbo", "iwae-100", "fivo-64"]
     for command in (
@@ -75,7 +76,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
     parser.add_argument("--seed", type=int, default=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_fit(rest))
         else:
             print(_other(command, rest))
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError, ImportError) as error:
+    except KeyboardInterrupt:
+        again = f" Continue with: dynavae {shlex.join(arguments)} --resume true" if command == "fit" else ""
+        print(f"\ndynavae {command}: interrupted.{again}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         print(f"dynavae {command}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -142,20 +147,30 @@ def _nearest(word: str, known: Any) -> str:
 # --- the other commands: a function each ------------------------------------------------------------------
 
 
-def _other(command: str, arguments: list[str]) -> str:
-    function: Callable[..., str] = commands.list_all if command == "list" else getattr(commands, command)
+def other_parser(command: str) -> ArgumentParser:
+    """The parser of any command but fit."""
+    function = _function(command)
     parser = ArgumentParser(prog=f"dynavae {command}", description=inspect.getdoc(function))
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
     if command == "list":
         parser.add_argument("what", nargs="?", default="models", choices=["models", "data", "emissions"])
         parser.add_argument("--json", action="store_true", help="machine-readable")
-        found = parser.parse_args(arguments)
-        return function(found.what, found.json)
+        return parser
     parser.add_argument("run", type=str, help="run directory, made by dynavae fit --out")
     parser.add_function_arguments(function, skip={"run"})
-    values = parser.parse_args(arguments).as_dict()
+    return parser
+
+
+def _function(command: str) -> Callable[..., str]:
+    return commands.list_all if command == "list" else getattr(commands, command)
+
+
+def _other(command: str, arguments: list[str]) -> str:
+    values = other_parser(command).parse_args(arguments).as_dict()
     values.pop("config", None)
-    return function(**values)
+    if command == "list":
+        values["as_json"] = values.pop("json")
+    return _function(command)(**values)
 
 
 if __name__ == "__main__":

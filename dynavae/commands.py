@@ -67,6 +67,11 @@ def fit(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if training.get("resume") is None and (Path(out) / "checkpoints" / "last.ckpt").exists():
+        raise FileExistsError(
+            f"there is a run in {out} already: continue it with --resume true, replace it with --resume false, "
+            "or choose another --out."
+        )
     splits = _data(data)
     torch.manual_seed(seed)
     net = build(model, options, splits)
@@ -100,7 +105,11 @@ def fit(
         "active units": "valid/active_units",
         "train nats/frame": "train/nats_per_frame",
     }
-    row = {"model": model, **{k: result.best.get(v) for k, v in columns.items()}, "seconds": round(result.seconds)}
+    row = {
+        "model": model,
+        **{k: result.best.get(v) for k, v in columns.items()},
+        "seconds": round(result.seconds),
+    }
     return table([row]) + f"\nwritten to {out}"
 
 

@@ -368,15 +368,38 @@ def at(d: Any, z: Tensor) -> Any:
     return d.at(z) if isinstance(d, Chain) else d
 
 
-def with_particles(d: Any, particles: int) -> Any:
-    """The same distribution with a particle axis, if it reads no z and so has none: (B, .) to (K, B, .)."""
-    first = d
-    while isinstance(first, tuple):
-        own_axes = 2 if isinstance(first, Categorical) else 1
-        first = first.first if isinstance(first, Either) else first[0]
-    if not isinstance(first, Tensor) or first.ndim != own_axes + 1:
+OWN_AXES: dict[type, tuple[int, ...]] = {
+    Normal: (1, 1),
+    Laplace: (1, 1),
+    StudentT: (1, 1, 1),
+    Bernoulli: (1,),
+    Categorical: (2,),
+    PowerSpectrum: (1,),
+    MultivariateNormal: (1, 2),
+}
+"""Axes of each parameter that belong to one draw; whatever leads is time, particles, batch."""
+
+
+def expand(d: Any, lead: tuple[int, ...]) -> Any:
+    """The same distribution with all parameters expanded to leading axes `lead`, so that it can be stacked.
+
+    A conditional that reads no z has no particle axis, and a scale that reads nothing has no axes at all.
+
+    Example:
+        >>> p = expand(Normal(torch.zeros(2, 3), torch.ones(3)), (5, 2))
+        >>> p.loc.shape, p.scale.shape
+        (torch.Size([5, 2, 3]), torch.Size([5, 2, 3]))
+    """
+    if isinstance(d, Product):
+        return Product(tuple(expand(part, lead) for part in d.parts), d.sizes)
+    if isinstance(d, Either):
+        return Either(d.mask.expand(lead), expand(d.first, lead), expand(d.second, lead))
+    own = OWN_AXES.get(type(d))
+    if own is None or all(a.shape[:-k] == lead for a, k in zip(d, own, strict=True)):
         return d
-    return tree.tree_map(lambda a: a.expand(particles, *a.shape), d)
+    dim = d[0].shape[-1]
+    shapes = [(*lead, dim) if k == 1 else (*lead, *a.shape[-2:]) for a, k in zip(d, own, strict=True)]
+    return type(d)(*(a.expand(shape) for a, shape in zip(d, shapes, strict=True)))
 
 
 REPARAMETERIZED: tuple[type, ...] = (Normal, Laplace, StudentT, PowerSpectrum, MultivariateNormal)

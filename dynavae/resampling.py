@@ -33,7 +33,9 @@ def systematic(log_w: Tensor, uniform: Tensor) -> Tensor:
 def _invert(log_w: Tensor, points: Tensor) -> Tensor:
     cumulative = torch.softmax(log_w, 0).cumsum(0).T.contiguous()  # (B, K)
     index = torch.searchsorted(cumulative, points.T.contiguous(), right=True)
-    return index.clamp(max=len(log_w) - 1).T  # a sum may end just below 1
+    # A sum may end just below 1 and a point may round to 1: then the last particle that has any weight.
+    last = (cumulative < cumulative[:, -1:]).sum(-1, keepdim=True)
+    return index.minimum(last).T
 
 
 SCHEMES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

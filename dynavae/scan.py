@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynavae import tree
 from dynavae.batch import Sequences
-from dynavae.distributions import REPARAMETERIZED, at, sample_at, with_particles
+from dynavae.distributions import REPARAMETERIZED, at, expand, sample_at
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.proposals import Amortized, Proposal, amortized
@@ -285,14 +285,14 @@ class _Run:
             c_t = past_x.read(m) if self.draws and past_x.out_dim else c_steps[t]
             past = Past(c_t, h, control_steps[t], w)
             if self.prior_in_loop:
-                past = past._replace(prior=with_particles(model.prior(past), K))
+                past = past._replace(prior=expand(model.prior(past), lead))
             if not self.informed_any[t]:
                 q = past.prior
             else:
                 e_t = e_steps[t] if lineage is None else _follow(e_steps[t], lineage)
                 q = self.propose(model, past, e_t, None if self.informed_all[t] else self.informed[t])
             z, q = sample_at(q, z_noise[t])
-            q = with_particles(q, K)
+            q = expand(q, lead)
             present = Present(c_t, model.absorb(past, z), control_steps[t], w)
             self.zs.append(z)
             self.qs.append(q)
@@ -300,9 +300,9 @@ class _Run:
             self.past_hs.append(h)
             self.present_hs.append(present.h)
             if self.prior_in_loop:
-                self.p_zs.append(with_particles(at(past.prior, z), K))
+                self.p_zs.append(expand(at(past.prior, z), lead))
             if self.likelihood_in_loop:
-                self.p_xs.append(with_particles(model.likelihood(present), K))
+                self.p_xs.append(expand(model.likelihood(present), lead))
             x_t, u_t = x_steps[t], u_steps[t]
             if self.draws:
                 if not self.given_all[t]:

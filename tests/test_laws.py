@@ -46,7 +46,9 @@ def test_cases_cover_every_model_and_variant():
 class TwoLevels(SequentialLVM):
     """z_t = (a_t, b_t): a_t | a_{t-1};  b_t | a_t, b_{t-1};  x_t | a_t, b_t;  q likewise, with x_{t:T}."""
 
-    def __init__(self, x_dim: int, h_dim: int = 5, sizes: tuple[int, ...] = (2, 1), control_dim: int = 0) -> None:
+    def __init__(
+        self, x_dim: int, h_dim: int = 5, sizes: tuple[int, ...] = (2, 1), control_dim: int = 0
+    ) -> None:
         super().__init__(x_dim, sum(sizes), control_dim=control_dim)
         self.sizes = tuple(sizes)
         a, b = self.sizes
@@ -66,7 +68,9 @@ class TwoLevels(SequentialLVM):
 
     def prior(self, past: Past) -> Chain:
         a, b = past.h.split(self.sizes, -1)
-        return Chain([lambda: self.p_a(cat(a, past.control)), lambda now: self.p_b(cat(now, b))], list(self.sizes))
+        return Chain(
+            [lambda: self.p_a(cat(a, past.control)), lambda now: self.p_b(cat(now, b))], list(self.sizes)
+        )
 
     def posterior(self, past: Past, e: Tensor) -> Chain:
         a, b = past.h.split(self.sizes, -1)
@@ -162,8 +166,16 @@ def declared(cls: type[SequentialLVM], **attributes: Any) -> Any:
     [
         (DKF, {"causal": True}, r"DKF\(\).*posterior at t reads x_s, s > t, but causal is declared"),
         (VRNN, {"causal": False}, r"VRNN\(\).*reads no x_s with s > t: declare causal = True"),
-        (VAE, {"autoregressive": True}, "declares autoregressive, but neither prior nor likelihood reads x_<t"),
-        (SRNN, {"autoregressive": False}, "the prior at t reads x_s, s < t, but autoregressive is not declared"),
+        (
+            VAE,
+            {"autoregressive": True},
+            "declares autoregressive, but neither prior nor likelihood reads x_<t",
+        ),
+        (
+            SRNN,
+            {"autoregressive": False},
+            "the prior at t reads x_s, s < t, but autoregressive is not declared",
+        ),
         (VRNN, {"mean_field": True}, "the posterior at t reads z_s, s < t, but mean_field is declared"),
         (STORN, {"mean_field": False}, "reads no z_s with s < t: declare mean_field = True"),
         (DKF, {"reads_prior": True}, "reads_prior is True, but its posterior does not read past.prior"),
@@ -184,7 +196,9 @@ def test_a_posterior_that_reads_the_prior_without_saying_so_is_caught():
             q = super().posterior(past, e)
             return q._replace(loc=q.loc + prior.loc)
 
-    broken("factorisation", lambda: small(Undeclared), "reads_prior is False, but its posterior reads past.prior")
+    broken(
+        "factorisation", lambda: small(Undeclared), "reads_prior is False, but its posterior reads past.prior"
+    )
 
 
 def test_a_forgotten_shift_is_caught(monkeypatch):
@@ -283,7 +297,11 @@ class Counts(VRNN):
 @pytest.mark.parametrize(
     ("law", "cls", "match"),
     [
-        ("fast_equals_slow", Shifted, r"Shifted\(\) breaks 'fast equals slow': p_x .*one path, complete data"),
+        (
+            "fast_equals_slow",
+            Shifted,
+            r"Shifted\(\) breaks 'fast equals slow': p_x .*one path, complete data",
+        ),
         ("rows", BatchMean, "has gradient .* in another row"),
         ("batch", BatchMean, "breaks 'the batch does not matter'"),
         ("gradients", Unused, "forgotten.weight gets no gradient"),
@@ -322,9 +340,13 @@ def test_keeping_hidden_values_is_caught(monkeypatch):
 
     monkeypatch.setattr(Sequences, "from_arrays", staticmethod(careless))
     broken("unseen", lambda: small(DKF), "in an unseen x")
-    monkeypatch.setattr(Sequences, "hide", lambda self, hidden: Sequences(
-        self.x, self.observed & ~hidden, self.lengths, self.control, self.names
-    ))
+    monkeypatch.setattr(
+        Sequences,
+        "hide",
+        lambda self, hidden: Sequences(
+            self.x, self.observed & ~hidden, self.lengths, self.control, self.names
+        ),
+    )
     broken("forecast", lambda: small(DKF), "in the x to be forecast")
 
 
@@ -361,4 +383,6 @@ def test_an_inexact_exact_model_is_caught():
 
 
 def test_messages_name_the_options():
-    assert describe(small(VRNN, residual=True, emission="laplace")) == "VRNN(residual=True, emission='laplace')"
+    assert (
+        describe(small(VRNN, residual=True, emission="laplace")) == "VRNN(residual=True, emission='laplace')"
+    )
