@@ -174,7 +174,8 @@ def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
     np.savez_compressed(folder / "samples.npz", x=made.x.numpy(), mean=made.mean.numpy(), z=made.z.numpy())
     written = [folder / "samples.npz"]
     if "lowest_midi" in splits.meta:
-        written += _music(folder, "sample", list(made.x.numpy()), splits.meta)
+        rolls = (made.x > 0.5).numpy()  # already 0 and 1, unless the emission is not Bernoulli
+        written += _music(folder, "sample", list(rolls.astype(np.uint8)), splits.meta)
     rows = [
         {"sample": i, "frames": length, "mean": float(x.mean()), "stddev": float(x.std())}
         for i, x in enumerate(made.x)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dynavae.distributions import Chain, either
+from dynavae.distributions import Chain, either, expand
 from dynavae.model import Past, SequentialLVM
 
 
@@ -40,7 +40,7 @@ class Amortized:
         q = model.posterior(past, e)
         if isinstance(q, Chain) or isinstance(prior, Chain):
             return _either_chain(informed, q, prior)
-        return either(informed.expand(_lead(q, prior)), q, prior)
+        return _either(informed, q, prior)
 
 
 class Bootstrap:
@@ -56,8 +56,10 @@ amortized = Amortized()
 bootstrap = Bootstrap()
 
 
-def _lead(q: Any, prior: Any) -> Any:
-    return torch.broadcast_shapes(q.mean.shape, prior.mean.shape)[:-1]
+def _either(informed: Tensor, q: Any, prior: Any) -> Any:
+    """q where it has something to read, else the prior; each may lack the particle axis."""
+    lead = torch.broadcast_shapes(q.mean.shape, prior.mean.shape)[:-1]
+    return either(informed.expand(lead), expand(q, lead), expand(prior, lead))
 
 
 def _either_chain(informed: Tensor, q: Any, prior: Any) -> Chain:
@@ -66,7 +68,7 @@ def _either_chain(informed: Tensor, q: Any, prior: Any) -> Chain:
     def step(i: int) -> Any:
         def conditional(*blocks: Tensor) -> Any:
             first, second = q.steps[i](*blocks), prior.steps[i](*blocks)
-            return either(informed.expand(_lead(first, second)), first, second)
+            return _either(informed, first, second)
 
         return conditional
 

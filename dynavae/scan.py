@@ -267,7 +267,7 @@ class _Run:
     # --- the loop: sample, remember, move on ---------------------------------------------------------
 
     def loop(self) -> None:
-        model, T, K = self.model, self.T, self.K
+        model, T, K, lead = self.model, self.T, self.K, (self.K, self.B)
         past_x: Any = model.past_x
         # Unbind once: the backward of a[t] inside a loop allocates a full-size zero tensor per step.
         x_steps, u_steps = _steps(self.x, T), _steps(self.u, T)

@@ -90,7 +90,7 @@ def test_generate_forecast_impute(fitted, capsys):
 
 
 def test_report_is_one_file(fitted, capsys):
-    status, out, _ = run(["report", fitted, "--horizon", "4"], capsys)
+    status, _, _ = run(["report", fitted, "--horizon", "4"], capsys)
     assert status == 0
     page = Path(f"{fitted}/report.html").read_text()
     assert "VRNN on" in page

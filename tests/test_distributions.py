@@ -264,12 +264,26 @@ def test_either_of_one_kind_is_plain():
     torch.testing.assert_close(d.kl(d), torch.zeros(SHAPE), **CLOSE)
 
 
-def test_a_particle_axis_is_added_only_where_there_is_none():
-    p = D.Normal(torch.zeros(4, 3), torch.ones(4, 3))
-    assert D.with_particles(p, 5).loc.shape == (5, 4, 3)
-    assert D.with_particles(D.with_particles(p, 5), 5).loc.shape == (5, 4, 3)
-    assert D.with_particles(D.Categorical(torch.zeros(4, 3, 2)), 5).logits.shape == (5, 4, 3, 2)
+def test_parameters_are_expanded_to_the_leading_axes():
+    p = D.Normal(torch.zeros(4, 3), torch.ones(3))
+    lead = (5, 4)
+    assert [a.shape for a in D.expand(p, lead)] == [(5, 4, 3)] * 2
+    assert D.expand(D.expand(p, lead), lead).loc.shape == (5, 4, 3)
+    assert D.expand(D.Normal(torch.zeros(5, 4, 3), torch.tensor(2.0)), lead).scale.shape == (5, 4, 3)
+    assert D.expand(D.Categorical(torch.zeros(4, 3, 2)), lead).logits.shape == (5, 4, 3, 2)
     product = D.Product((p, D.Categorical(torch.zeros(4, 1, 2))), (3, 1))
-    assert D.with_particles(product, 5).parts[1].logits.shape == (5, 4, 1, 2)
-    wide = D.MultivariateNormal(torch.zeros(5, 4, 3), torch.eye(3).expand(5, 4, 3, 3))
-    assert D.with_particles(wide, 5).loc.shape == (5, 4, 3)
+    assert D.expand(product, lead).parts[1].logits.shape == (5, 4, 1, 2)
+    wide = D.expand(D.MultivariateNormal(torch.zeros(4, 3), torch.eye(3)), lead)
+    assert wide.loc.shape == (5, 4, 3) and wide.scale_tril.shape == (5, 4, 3, 3)
+    mixed = D.expand(D.Either(torch.ones(4, dtype=torch.bool), p, D.Bernoulli(torch.zeros(4, 3))), lead)
+    assert mixed.mask.shape == lead and mixed.second.logits.shape == (5, 4, 3)
+    full = normal()[0]
+    assert D.expand(full, (4,)) is full
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_expands(kind):
+    ours = kind()[0]
+    wide = D.expand(ours, (2, 4))
+    x = ours.sample(torch.randn(4, 3 * (2 if kind is student_t else 1)))
+    torch.testing.assert_close(wide.log_prob(x), ours.log_prob(x).expand(2, 4), **CLOSE)

@@ -246,6 +246,7 @@ def test_beta_weighs_the_divergence():
     torch.testing.assert_close(objectives.elbo(paths, beta=0.0), paths.log_likelihood.sum(0).mean(0))
 
 
+@torch.no_grad()
 def test_free_bits_floor_each_coordinate():
     paths = paths_of(particles=3)
     frames = float(paths.valid.sum())

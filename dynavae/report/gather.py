@@ -18,7 +18,7 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
     chosen = splits.split(split if split in splits.available else splits.available[-1])
     rows = list(range(min(sequences, len(chosen))))
     batch = chosen.batch(rows)
-    settings = run.settings
+    settings, binary = run.settings, splits.kind == "binary"
     reconstructed = tasks.reconstruct(model, batch, samples=8, seed=seed)
     smoothed = tasks.smooth(model, batch, samples=50, seed=seed)
     latents, reconstructions = [], []
@@ -42,7 +42,7 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         "latents": latents,
         "reconstructions": reconstructions,
         "forecasts": _forecasts(model, chosen, rows, horizon, samples, seed),
-        "kind": splits.kind,
+        "kind": "real" if binary and not model.emission.discrete else splits.kind,
         "meta": splits.meta,
     }
     if not model.control_dim:
@@ -79,7 +79,7 @@ def _kl_per_dimension(model: Any, chosen: Any, seed: int) -> np.ndarray | None:
     with evaluating(model):
         batch = chosen.batch(rows)
         run = scan(model, batch, noise=noise(model, batch, 1, seed, rows))
-        if run.kl is None or run.kl.shape[-1] != model.z_dim:
+        if run.kl is None or run.kl.shape[-1] != model.z_dim or model.discrete_latent:
             return None
         return (run.kl.sum((0, 1, 2)) / batch.frames).cpu().numpy()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynavae import tree
-from dynavae.distributions import Normal, Product, at
+from dynavae.distributions import Normal, Product, at, expand
 from dynavae.model import Past, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized
@@ -57,7 +57,8 @@ class At(Amortized):
 
     def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any:
         z = next(self.steps)
-        return Given(at(super().__call__(model, past, e, informed), z), z)
+        q = at(super().__call__(model, past, e, informed), z)
+        return Given(expand(q, z.shape[:-1]), z)
 
 
 class ReadsPrior(Amortized):
