@@ -11,6 +11,8 @@ Example:
 
 from __future__ import annotations
 
+import inspect
+import traceback
 from collections.abc import Callable
 
 from dynavae.model import SequentialLVM
@@ -68,8 +70,30 @@ def check_model(cls: type[SequentialLVM]) -> None:
     """
     law_docstring(cls)
     for case in cases(cls):
-        for law in LAWS.values():
-            law(case.build)
+        for name, law in LAWS.items():
+            try:
+                law(case.build)
+            except AssertionError:
+                raise
+            except Exception as error:
+                raise AssertionError(_stopped(cls, case, name, error)) from error
+
+
+def _stopped(cls: type[SequentialLVM], case: Case, law: str, error: Exception) -> str:
+    """Where in the model a law stopped, and what that usually means."""
+    file = inspect.getfile(cls)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = (
+        f"in {frames[-1].name}, line {frames[-1].lineno}"
+        if frames
+        else "in the engine, after its methods ran"
+    )
+    return (
+        f"{case.name}: law {law} stopped {where}: {type(error).__name__}: {error}\n"
+        "Check that layer sizes fit what is fed to them; that features are joined with dynavae.tree.cat, which "
+        "broadcasts (B, .) against (K, B, .); that initial uses `lead`; that prior, likelihood and posterior return "
+        "distributions; and that a method which reads past.prior is declared with reads_prior = True."
+    )
 
 
 __all__ = [
