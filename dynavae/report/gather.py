@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from dynavae import tasks
 from dynavae.runs import Run
@@ -48,13 +49,16 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
     if not model.control_dim:
         length = int(np.median(chosen.lengths))
         content["samples"] = list(tasks.generate(model, 4, length, seed=seed).x.numpy())
-    if not batch.complete:
-        content["imputations"] = _imputations(model, batch, seed)
+    content["imputations"] = _imputations(model, batch, seed)
+    if model.w_dim:
+        content["log"] = [_sequence_latent(model, chosen, seed)]
     return content
 
 
 def _score(score: dict[str, Any]) -> dict[str, Any]:
     shown = {k: v for k, v in score.items() if k not in ("model", "density") and v not in (None, "")}
+    if "kl" not in shown:
+        shown["kl"] = "does not apply"
     return {**shown, "measure": score.get("density")}
 
 
@@ -109,20 +113,40 @@ def _forecasts(
 
 
 def _imputations(model: Any, batch: Any, seed: int) -> list[dict[str, Any]]:
+    """The gaps filled; where nothing is missing, a gap is made: the second quarter of each sequence."""
+    known = batch.arrays()
+    if batch.complete:
+        t = torch.arange(batch.steps)
+        gap = (t >= batch.lengths[:, None] // 4) & (t < batch.lengths[:, None] // 2)
+        batch = batch.hide(gap.unsqueeze(-1).expand_as(batch.x))
     filled = tasks.impute(model, batch, samples=100, seed=seed)
     low, high = filled.quantile(0.05), filled.quantile(0.95)
     out = []
-    for i, array in enumerate(batch.arrays()):
+    for i, array in enumerate(known):
         n = len(array)
-        observed = filled.observed[i, :n].numpy()
         out.append(
             {
                 "name": batch.names[i],
                 "data": array,
-                "observed": observed,
+                "observed": filled.observed[i, :n].numpy(),
                 "mean": filled.x[i, :n].numpy(),
                 "lower": low[i, :n].numpy(),
                 "upper": high[i, :n].numpy(),
             }
         )
     return out
+
+
+def _sequence_latent(model: Any, chosen: Any, seed: int) -> str:
+    """What the latent of the sequence carries, in a sentence."""
+    rows = list(range(min(64, len(chosen))))
+    with evaluating(model):
+        batch = chosen.batch(rows)
+        run = scan(model, batch, noise=noise(model, batch, 1, seed, rows))
+    if run.kl_w is None:
+        return f"The latent w of each sequence has {model.w_dim} dimensions; its KL has no closed form."
+    nats = float(run.kl_w.sum()) / len(rows)
+    return (
+        f"The latent w of each sequence ({model.w_dim} dimensions) carries {nats:.2f} nats per sequence, "
+        f"{float(run.kl_w.sum()) / batch.frames:.4f} per frame, beside the KL per dimension of z."
+    )
