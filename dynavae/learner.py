@@ -14,7 +14,7 @@ from dynavae.diagnostics import Totals
 from dynavae.loading import Batch
 from dynavae.loss import Loss, at_least, one_of
 from dynavae.model import SequentialLVM
-from dynavae.parallel import main_process, rank
+from dynavae.parallel import Averaged, average_gradients, main_process, rank
 from dynavae.schedules import Real, Row, learning_rate, seed_for
 from dynavae.watch import Watch
 
@@ -199,6 +199,8 @@ class Learner(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient, or report that it is not finite before it spoils the weights."""
+        if isinstance(self.trainer.strategy, Averaged):
+            average_gradients(self.model.parameters())
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if rank() == 0:  # the same in every process: count it once

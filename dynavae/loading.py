@@ -19,8 +19,8 @@ from dynavae.schedules import seed_for
 class Batch:
     """Some sequences of a data set, with their row numbers: noise can be fixed per sequence.
 
-    With several processes it holds this one's rows, padded to the steps of the whole batch, and a `share` that
-    says which; a process without any row (no `rows`, no `frames`) holds a sequence that should not count.
+    With several processes it holds this one's rows (in training padded to the steps of the whole batch) and a
+    `share` that says which; a process without any row (no `rows`, no `frames`) holds a sequence that should not count.
     """
 
     __slots__ = ("frames", "rows", "sequences", "share")
@@ -116,8 +116,8 @@ class Turns(Sampler[tuple[list[int], int, int]]):
 class _Rows(Dataset[Batch]):
     """A data set that is asked for whole batches."""
 
-    def __init__(self, data: SequenceDataset | Sequences) -> None:
-        self.data = data
+    def __init__(self, data: SequenceDataset | Sequences, pad: bool) -> None:
+        self.data, self.pad = data, pad
         self.lengths = np.asarray(data.lengths.cpu() if isinstance(data, Sequences) else data.lengths)
 
     def __len__(self) -> int:
@@ -130,7 +130,9 @@ class _Rows(Dataset[Batch]):
         index = list(range(rank, len(rows), processes))
         mine, lengths = [rows[i] for i in index], self.lengths[rows]
         share = Share(index, len(rows), int(lengths.sum()), processes)
-        batch = _padded(self._take(mine or rows[:1]), int(lengths.max()))
+        batch = self._take(mine or rows[:1])
+        if self.pad:  # as many frames, and chunks of frames, in every process
+            batch = _padded(batch, int(lengths.max()))
         return Batch(batch, mine, int(self.lengths[mine].sum()), share)
 
     def _take(self, rows: list[int]) -> Sequences:
@@ -158,7 +160,7 @@ def loader(
         >>> batch.rows, batch.sequences.x.shape
         ([1, 0], torch.Size([2, 5, 2]))
     """
-    rows = _Rows(to_data(data))
+    rows = _Rows(to_data(data), pad=shuffle)
     batches: LengthBuckets | list[list[int]]
     if shuffle:
         batches = LengthBuckets(rows.lengths, batch_size, seed)

@@ -1,18 +1,20 @@
 """Several processes that give the numbers of one: each takes some rows of the same global batch.
 
 Whatever is random is drawn for the whole batch and cut, the loss is divided by the frames of the whole batch,
-and sums are added over processes.
+gradients are averaged and sums are added over processes.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch.nn import Parameter
 
 STRATEGIES = ("auto", "ddp")
 
@@ -24,6 +26,32 @@ class Share(NamedTuple):
     sequences: int  # of the whole batch
     frames: int  # of the whole batch
     processes: int
+
+
+class Averaged(DDPStrategy):
+    """Lightning's data parallelism with one exchange of gradients per update, whatever went before it.
+
+    The wrapper that Lightning would put around the model exchanges them during each backward pass instead. That
+    asks for a use of every parameter in every process, and for as many chunks of time as there are backward passes.
+    """
+
+    def configure_ddp(self) -> None:
+        """Every process starts from the weights of the first."""
+        assert self.model is not None
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            dist.broadcast(tensor.data, src=0)
+
+
+def average_gradients(parameters: Iterable[Parameter]) -> None:
+    """The mean of the gradients over processes; what no process has used keeps none."""
+    parameters = list(parameters)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    used = torch.tensor([float(p.grad is not None) for p in parameters]).to(grads[0])
+    flat = torch.cat([g.flatten() for g in grads] + [used])
+    dist.all_reduce(flat)
+    *means, users = (flat / processes()).split([g.numel() for g in grads] + [len(grads)])
+    for p, mean, user in zip(parameters, means, users.tolist(), strict=True):
+        p.grad = mean.view_as(p).to(p.dtype) if user else None
 
 
 def processes() -> int:
@@ -76,5 +104,5 @@ def layout(devices: int, strategy: str) -> dict[str, Any]:
     if devices < 1:
         raise ValueError(f"devices should be a number of processes, 1 or more; got {devices!r}.")
     several = devices != 1 or nodes > 1 or strategy == "ddp"
-    chosen: str | Strategy = DDPStrategy(find_unused_parameters=True) if several else "auto"
+    chosen: str | Strategy = Averaged() if several else "auto"
     return {"devices": devices, "num_nodes": nodes, "strategy": chosen}
