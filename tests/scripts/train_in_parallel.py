@@ -23,9 +23,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
-    out, devices = Path(sys.argv[1]), int(sys.argv[2])
-    for name, options in CASES.items():
+def train(out: Path, devices: int, cases: list[str]) -> None:
+    """One file of figures and weights per case."""
+    for name in cases:
+        options = CASES[name]
         torch.manual_seed(0)
         x = [torch.randn(n, 3) for n in (8, 5, 7, 3, 6, 4, 9)]  # 7 sequences: batches of 3, 3 and 1
         x[2][1:3] = torch.nan
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
