@@ -195,6 +195,8 @@ class Learner(LightningModule):
                 self._train.add(**part.sums)
             optimizer.step()  # type: ignore[union-attr]
         self._train.add(batch.frames)
+        if batch.frames:
+            self.watch.begin(nats=self._train.per_frame("nats"))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -203,6 +205,7 @@ class Learner(LightningModule):
             average_gradients(self.model.parameters())
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        self.watch.begin(norm=norm)
         if rank() == 0:  # the same in every process: count it once
             self._train.add(norm=norm, updates=1)
         if not math.isfinite(norm):

@@ -16,8 +16,9 @@ ABOVE, FOR = 0.1, 3
 for so many epochs."""
 GRADIENT = 100.0
 """The gradient explodes if its mean norm is so many times that of the quietest epoch."""
-KL = 10.0
-"""The KL explodes if it is so many times what the data cost in the first epoch; ten times that in warm-up."""
+FAR = 10.0
+"""Training is lost, and the KL explodes, at so many times what the data cost before training; ten times that in
+warm-up."""
 
 
 class Watch:
@@ -39,7 +40,7 @@ class Watch:
         self.notes: list[str] = []
         self._said: list[str] = []
         self._best: Row = {}
-        self._above = 0
+        self._above = self._far = 0
         self._first: Real | None = None
         self._quiet: Real | None = None
 
@@ -48,6 +49,11 @@ class Watch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+
+    def begin(self, nats: Real | None = None, norm: Real | None = None) -> None:
+        """What the first update found, before anything could go wrong: nats per frame, norm of the gradient."""
+        self._first = nats if self._first is None else self._first
+        self._quiet = norm if self._quiet is None else self._quiet
 
     def note(self, sentence: str) -> None:
         """Keep a sentence, and say it."""
@@ -64,7 +70,7 @@ class Watch:
         """
         for what, sentence in (
             ("collapse", self._collapse(row, settled)),
-            ("divergence", self._divergence(row, settled)),
+            ("divergence", self._lost(row, settled) or self._divergence(row, settled)),
             ("gradient", self._gradient(row)),
             ("kl", self._kl(row, settled)),
         ):
@@ -78,6 +84,18 @@ class Watch:
         return (
             "no latent coordinate is active (the posterior ignores x). Try kl_warmup, free_bits, or a "
             "weaker decoder."
+        )
+
+    def _lost(self, row: Row, settled: Real) -> str:
+        nats = row.get("valid/nats_per_frame", row.get("train/nats_per_frame"))
+        if nats is None or self._first is None or row["epoch"] < settled:
+            return ""
+        self._far = self._far + 1 if nats > self._first + FAR * max(1.0, abs(self._first)) else 0
+        if self._far < FOR:
+            return ""
+        return (
+            f"the bound, {nats:.4g} nats per frame, has been far worse than before training ({self._first:.4g}) for "
+            f"{FOR} epochs: training diverges. Try a lower learning rate, a smaller gradient_clip, or lr_warmup."
         )
 
     def _divergence(self, row: Row, settled: Real) -> str:
@@ -122,7 +140,7 @@ class Watch:
             self._first = row.get("train/nats_per_frame")
         if kl is None or self._first is None:
             return ""
-        limit = KL * max(1.0, abs(self._first)) * (1 if row["epoch"] >= settled else 10)
+        limit = FAR * max(1.0, abs(self._first)) * (1 if row["epoch"] >= settled else 10)
         if kl <= limit:
             return ""
         return (

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scripts.train_in_parallel import CASES, train
 
 from dynavae import VRNN, Sequences, fit
 from dynavae.loading import Turns, _Rows
 from dynavae.loss import Loss
 from dynavae.parallel import Share, layout
-from scripts.train_in_parallel import CASES, train
 
 SCRIPT = Path(__file__).parent / "scripts" / "train_in_parallel.py"
 ROOT = Path(__file__).parent.parent
@@ -65,7 +65,16 @@ def test_the_command_line_with_two_processes_then_one(tmp_path: Path) -> None:
     """A run begun by two processes and continued by one is the run of one; only one of them prints and writes."""
     x = np.random.default_rng(0).normal(size=(9, 8, 2)).astype(np.float32)
     np.savez(tmp_path / "data.npz", train=x[:5], valid=x[5:7], test=x[7:])
-    model = ["--model", "VAE", "--model.z_dim", "2", "--data", str(tmp_path / "data.npz"), "--batch_size", "2"]
+    model = [
+        "--model",
+        "VAE",
+        "--model.z_dim",
+        "2",
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--batch_size",
+        "2",
+    ]
     quiet = ["--progress", "false", "--tensorboard", "false", "--accelerator", "cpu"]
     fit_command = [sys.executable, "-m", "dynavae.cli", "fit"]
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
