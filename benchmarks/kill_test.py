@@ -28,6 +28,7 @@ from dynavae.resume import damage
 from dynavae.runs import table
 
 CLOCKS = ("seconds", "frames_per_second")
+UPDATES = 28
 
 
 def command(out: Path, data: Path) -> list[str]:
@@ -63,15 +64,24 @@ def wait_for_training(process: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.005)
 
 
-def kill(
-    process: subprocess.Popen[str], out: Path, chance: random.Random, span: float, while_saving: bool
-) -> bool:
+def saves(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    """Wait until that many checkpoints have been written: every one is a new file of the same name."""
+    last, seen = out / "checkpoints" / "last.ckpt", set[int]()
+    while process.poll() is None and len(seen) < count:
+        if last.exists():
+            seen.add(last.stat().st_mtime_ns)
+        time.sleep(0.0005)
+
+
+def kill(process: subprocess.Popen[str], out: Path, chance: random.Random, while_saving: bool) -> bool:
     """Kill the process; whether a file was being written at that moment."""
     wait_for_training(process, out)
-    time.sleep(chance.uniform(0, span))
+    saves(process, out, chance.randrange(UPDATES - 3))
     if while_saving:
         while process.poll() is None and not list((out / "checkpoints").glob(".last.ckpt.*")):
             time.sleep(0.0002)
+    else:
+        time.sleep(chance.uniform(0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     return bool(list(out.rglob(".*.part")))
@@ -93,23 +103,21 @@ def weights(out: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]
     return last, load_file(out / "best" / "model.safetensors")
 
 
-def trial(
-    number: int, whole: Path, folder: Path, data: Path, chance: random.Random, span: float
-) -> dict[str, object]:
+def trial(number: int, whole: Path, folder: Path, data: Path, chance: random.Random) -> dict[str, object]:
     """Kill one run and resume it; what came of it."""
     out, while_saving = folder / f"killed-{number}", number % 2 == 0
     process = start(command(out, data))
-    writing = kill(process, out, chance, span, while_saving)
-    last = out / "checkpoints" / "last.ckpt"
-    broken = last.exists() and damage(last) is not None
-    saved = torch.load(last, weights_only=True)["global_step"] if last.exists() and not broken else 0
+    writing = kill(process, out, chance, while_saving)
+    path = out / "checkpoints" / "last.ckpt"
+    broken = path.exists() and damage(path) is not None
+    saved = torch.load(path, weights_only=True)["global_step"] if path.exists() and not broken else 0
     resumed = start(fit("--resume", "true", "--out", str(out)))
     _, err = resumed.communicate(timeout=300)
     row: dict[str, object] = {
         "kill": number,
         "aimed at": "a save" if while_saving else "any moment",
         "while writing": "yes" if writing else "no",
-        "updates saved": saved,
+        "updates saved": f"{saved} of {UPDATES}",
     }
     if resumed.returncode or broken:
         return {
@@ -122,10 +130,11 @@ def trial(
         }
     a, b = figures(whole), figures(out)
     (wa, ba), (wb, bb) = weights(whole), weights(out)
-    row["loss"] = abs(float(a[-1]["train/loss"]) - float(b[-1]["train/loss"]))
-    row |= {"weights": difference(wa, wb), "best": difference(ba, bb), "rows": f"{len(b)} of {len(a)}"}
+    row["loss"] = f"{abs(float(a[-1]['train/loss']) - float(b[-1]['train/loss'])):g}"
+    last, kept = difference(wa, wb), difference(ba, bb)
+    row |= {"weights": f"{last:g}", "best": f"{kept:g}", "rows": f"{len(b)} of {len(a)}"}
     best = [json.loads((o / "run.json").read_text())["best"] for o in (whole, out)]
-    same = a == b and not row["weights"] and not row["best"]
+    same = process.returncode == -signal.SIGKILL and a == b and not last and not kept
     same = same and all(best[0][k] == best[1][k] for k in best[0] if k not in CLOCKS)
     return {**row, "result": "same" if same else "DIFFERS"}
 
@@ -136,16 +145,13 @@ def run(kills: int, seed: int, folder: Path) -> int:
     x = np.random.default_rng(seed).normal(size=(20, 16, 3)).cumsum(1).astype(np.float32)
     np.savez(data, train=x[:14], valid=x[14:17], test=x[17:])
     process = start(command(whole, data))
-    wait_for_training(process, whole)
-    began = time.monotonic()
     _, err = process.communicate()
     if process.returncode:
         print(err, file=sys.stderr)
         return 1
-    span = max(0.1, 0.8 * (time.monotonic() - began))
     rows = []
     for number in range(kills):
-        rows.append(trial(number, whole, folder, data, chance, span))
+        rows.append(trial(number, whole, folder, data, chance))
         print(f"kill {number}: {rows[-1]['result']}", file=sys.stderr, flush=True)
     print(table(rows))
     lost = sum(row["result"] != "same" for row in rows)

@@ -154,7 +154,22 @@ def kill_test(kills: int, folder: Path) -> None:
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    kill_test(1, tmp_path)
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    command = [*own_run(tmp_path), "--epochs", "5", "--checkpoint_minutes", "0", "--out"]
+    process = subprocess.Popen([sys.executable, "-m", "dynavae.cli", *command, str(out)], env=ENVIRONMENT)
+    while process.poll() is None and not (out / "metrics.csv").exists():
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert cli.main(["fit", "--resume", "true", "--out", str(out)]) == 0
+    assert cli.main([*command, str(whole)]) == 0
+    a, b = (Run.open(folder) for folder in (whole, out))
+    for x, y in zip(a.history(), b.history(), strict=True):
+        assert {k: v for k, v in x.items() if k not in CLOCKS} == {
+            k: v for k, v in y.items() if k not in CLOCKS
+        }
+    best = b.model().state_dict()
+    assert all(torch.equal(v, best[k]) for k, v in a.model().state_dict().items())
 
 
 @pytest.mark.slow
