@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from dynavae.model import Past, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized
 from dynavae.scan import State, Trajectory, scan
-from dynavae.testing.cases import leaves, require, sequences
+from dynavae.testing.cases import leaves, require, sequences, small
 
 STEPS, ROWS = 6, 3
 
@@ -207,6 +209,20 @@ def dependency_table(model: SequentialLVM) -> DependencyTable:
     return DependencyTable(prior, row("likelihood"), row("posterior"), static)
 
 
+def law_docstring(cls: type[SequentialLVM]) -> None:
+    """The docstring's line "Reads:" says what the factors of the default model really read.
+
+    Raises:
+        AssertionError: if the line is missing or says something else.
+    """
+    found = str(dependency_table(small(cls)))
+    said = re.search(r"Reads: ``(.*?)``", inspect.getdoc(cls) or "")
+    assert said, f"the docstring of {cls.__name__} should have a line\n    Reads: ``{found}``"
+    assert said[1] == found, (
+        f"the docstring of {cls.__name__} says it reads\n    {said[1]}\nbut it reads\n    {found}"
+    )
+
+
 def name_set(variable: str, reads: Tensor) -> str:
     """The name of a set of (t, s) pairs, such as z_{<t}; empty if there are none."""
     t = torch.arange(len(reads)).unsqueeze(1)
@@ -252,6 +268,14 @@ def law_factorisation(build: Callable[[], SequentialLVM]) -> None:
     forbid("prior", "z", future if chained else present | future, "s >= t")
     forbid("likelihood", "x", present | future, "s >= t")
     forbid("posterior", "z", future if chained else present | future, "s >= t")
+    if model.w_dim:
+        used = bool(found.w["prior"] or found.w["likelihood"])
+        require(
+            used,
+            law,
+            model,
+            "neither prior nor likelihood reads the per-sequence latent w: drop w_dim, or use it.",
+        )
     if model.per_step_likelihood:
         forbid("likelihood", "z", future, "s > t, but per_step_likelihood is declared")
     else:
