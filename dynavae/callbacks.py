@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -16,75 +12,94 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dynavae.checkpoint import read_weights, save_pretrained
+from dynavae.checkpoint import save_pretrained
+from dynavae.files import explained, write_csv, write_json
+from dynavae.interruption import Interrupted, Signals
 from dynavae.learner import Learner
-from dynavae.schedules import Row
+from dynavae.parallel import agreed
+from dynavae.resume import Checkpoints
+from dynavae.schedules import Real, Row
 
-log = logging.getLogger("dynavae")
 METRIC = "valid/nats_per_frame"
 
 
 class Recorder(Checkpoint):
-    """Keeps the history and the best weights, stops early, and writes the run's files.
+    """Keeps the history and the best weights, stops early, writes the run's files, answers ctrl-C.
 
     Lightning runs checkpoint callbacks last, so the epoch's figures are complete here. All of its memory
-    (history, best figure, patience) is in its `state_dict`, hence in `checkpoints/last.ckpt`.
+    (history, best weights, patience, where in the epoch) is in its `state_dict`, hence in `checkpoints/last.ckpt`.
+    With several processes all of them come here, and one writes.
 
     Args:
         out_dir: where files go; None writes none.
         patience: epochs without a better validation bound before training stops, counted from `Loss.settled`
             on; None never stops.
-        options: of the run, stored beside the weights.
+        description: of the run, for `training.json`; its options are stored beside the weights too.
         tensorboard: write TensorBoard events.
         sampler: of the training batches. Lightning starts the first pass of a resumed run before it has said
             which epoch it is.
+        minutes: save within an epoch, too, when so long has passed since the last time; None: only after epochs.
+        notes: what is to be said as soon as training starts.
     """
 
     def __init__(
         self,
         out_dir: Path | None = None,
         patience: int | None = None,
-        options: dict[str, Any] | None = None,
+        description: dict[str, Any] | None = None,
         tensorboard: bool = True,
         sampler: Any = None,
+        minutes: Real | None = None,
+        notes: list[str] | None = None,
     ) -> None:
-        self.out_dir, self.patience, self.options = out_dir, patience, options or {}
+        self.out_dir, self.patience, self.description = out_dir, patience, description or {}
         self.tensorboard = tensorboard and out_dir is not None
-        self.sampler = sampler
+        self.sampler, self.minutes, self.notes = sampler, minutes, notes or []
+        self.signals = Signals()
         self.history: list[Row] = []
         self.kl_dim: list[list[float] | None] = []
         self.best: Row = {}
         self.best_settled = False
         self.waited = 0
         self.weights: dict[str, Tensor] | None = None
-        self.interrupted = False
+        self.interrupted: KeyboardInterrupt | None = None
+        self.batches, self.elapsed = 0, 0.0  # done of the current epoch
         self._writer: Any = None
-        self._start = 0.0
+        self._start = self._saved = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("history", "kl_dim", "best", "best_settled", "waited")
+        names = ("history", "kl_dim", "best", "best_settled", "waited", "weights", "batches", "elapsed")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, value in state_dict.items():
             setattr(self, name, value)
         if self.sampler is not None:
-            self.sampler.set_epoch(len(self.history))
-        if self.best and self.out_dir is not None:
-            self.weights = read_weights(self.out_dir / "best")
+            self.sampler.resume(len(self.history), self.batches)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.interrupted = isinstance(exception, KeyboardInterrupt)
+        if isinstance(exception, KeyboardInterrupt):
+            self.interrupted = exception
         self._close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, Learner)
         if self._patience_is_over():
             trainer.should_stop = True
-        if self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self._start, self._saved = time.perf_counter() - self.elapsed, time.monotonic()
+        self.signals.speak = pl_module.watch.speak = trainer.is_global_zero
+        for sentence in self.notes:
+            pl_module.watch.note(sentence)
+        if trainer.is_global_zero and self.out_dir is not None:
+            self._describe(self.out_dir, pl_module)
+            if self.best:  # a kill may have come between best/ and last.ckpt
+                self._write_best(self.out_dir, pl_module)
+            if self.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
 
-            assert self.out_dir is not None
-            self._writer = SummaryWriter(str(self.out_dir / "tensorboard"), purge_step=len(self.history) + 1)
+                folder, step = str(self.out_dir / "tensorboard"), len(self.history) + 1
+                self._writer = SummaryWriter(folder, purge_step=step)
+        self.signals.install()  # after Lightning's own
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close()
@@ -96,6 +111,29 @@ class Recorder(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx + 1 >= trainer.num_training_batches:
+            return  # the epoch ends, and is saved, next
+        due = self.minutes is not None and time.monotonic() - self._saved >= 60 * self.minutes
+        asked = agreed(self.signals.asked or int(due and self.out_dir is not None) - 1, pl_module.device)
+        if asked < 0:
+            return
+        self.batches, self.elapsed = batch_idx + 1, time.perf_counter() - self._start
+        self._save(trainer)
+        if asked > 0:
+            self._stop(trainer, asked, f"in epoch {trainer.current_epoch + 1}")
+
+    def _save(self, trainer: Trainer) -> None:
+        if self.out_dir is not None:
+            Checkpoints(self.out_dir).save(trainer)
+        self._saved = time.monotonic()
+
+    def _stop(self, trainer: Trainer, signal: int, where: str) -> None:
+        saved = "nothing was saved" if self.out_dir is None else "saved"
+        raise Interrupted(f"{saved} {where}, after update {trainer.global_step}", signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Learner) -> None:
         epoch = trainer.current_epoch + 1
@@ -110,10 +148,15 @@ class Recorder(Checkpoint):
         self.history.append(row)
         self.kl_dim.append(None if pl_module.kl_dim is None else pl_module.kl_dim.tolist())
         improved = METRIC in row and self._judge(row, pl_module)
-        if self.out_dir is not None:
-            self._write(self.out_dir, row, trainer, pl_module, improved)
+        self.batches, self.elapsed = 0, 0.0
+        if self.out_dir is not None and trainer.is_global_zero:
+            self._write(self.out_dir, row, pl_module, improved)
+        self._save(trainer)
         if self._patience_is_over():
             trainer.should_stop = True
+        asked = agreed(self.signals.asked, pl_module.device)
+        if asked and not trainer.should_stop and epoch < (trainer.max_epochs or 0):
+            self._stop(trainer, asked, f"at the end of epoch {epoch}")
 
     def _judge(self, row: Row, learner: Learner) -> bool:
         """Whether this epoch is the best so far; if so, keep a copy of the weights.
@@ -136,7 +179,7 @@ class Recorder(Checkpoint):
 
     # --- files ------------------------------------------------------------------------------------------
 
-    def _write(self, out: Path, row: Row, trainer: Trainer, learner: Learner, improved: bool) -> None:
+    def _write(self, out: Path, row: Row, learner: Learner, improved: bool) -> None:
         write_csv(out / "metrics.csv", self.history)
         if any(self.kl_dim):
             vectors = [
@@ -146,39 +189,33 @@ class Recorder(Checkpoint):
             ]
             write_csv(out / "kl_dim.csv", vectors)
         if self._writer is not None:
-            for name, value in row.items():
-                if name not in ("epoch", "updates"):
-                    self._writer.add_scalar(name, value, row["epoch"])
-            if learner.kl_dim is not None:
-                self._writer.add_histogram("valid/kl_dim", learner.kl_dim, row["epoch"])
-            self._writer.flush()
+            try:
+                for name, value in row.items():
+                    if name not in ("epoch", "updates"):
+                        self._writer.add_scalar(name, value, row["epoch"])
+                if learner.kl_dim is not None:
+                    self._writer.add_histogram("valid/kl_dim", learner.kl_dim, row["epoch"])
+                self._writer.flush()
+            except OSError as error:
+                raise explained(error, out / "tensorboard") from error
         if improved:
-            extra = {"epoch": row["epoch"], "metrics": row, "training": self.options}
-            save_pretrained(learner.model, out / "best", extra=extra)
-        last = out / "checkpoints" / "last.ckpt"
-        last.parent.mkdir(parents=True, exist_ok=True)
-        beside = last.with_name(".last.ckpt")
-        trainer.save_checkpoint(beside, weights_only=False)
-        os.replace(beside, last)
+            self._write_best(out, learner)
+        self._describe(out, learner)
+
+    def _write_best(self, out: Path, learner: Learner) -> None:
+        extra = {
+            "epoch": self.best["epoch"],
+            "metrics": self.best,
+            "training": self.description.get("options", {}),
+        }
+        save_pretrained(learner.model, out / "best", extra=extra, weights=self.weights)
+
+    def _describe(self, out: Path, learner: Learner) -> None:
+        write_json(out / "training.json", {**self.description, "notes": learner.watch.notes})
 
 
 def _part(name: str) -> str:
     return name[: name.find("/") + 1]
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """One line per row; columns in the order in which they first occur."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    beside = path.with_name(f".{path.name}")
-    with beside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(beside, path)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 class Progress(Callback):

@@ -6,23 +6,27 @@ Nothing is pickled, so loading a file runs none of its content.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dynavae.files import explained, replacing
 from dynavae.model import SequentialLVM
 
 FORMAT = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
-def save_pretrained(model: SequentialLVM, directory: str | Path, extra: dict[str, Any] | None = None) -> Path:
+def save_pretrained(
+    model: SequentialLVM,
+    directory: str | Path,
+    extra: dict[str, Any] | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> Path:
     """Write a model into a directory, which is made if need be; an earlier model in it is replaced.
 
     Each file appears complete or not at all: it is written beside its name and then moved there.
@@ -31,6 +35,7 @@ def save_pretrained(model: SequentialLVM, directory: str | Path, extra: dict[str
         model: its constructor's arguments and its weights (in their own dtype) are stored.
         directory: where `config.json` and `model.safetensors` go.
         extra: further entries of `config.json`, such as the metrics of the run.
+        weights: other weights of this model, such as those of an earlier epoch; default: those it has.
 
     Returns:
         The directory.
@@ -38,6 +43,7 @@ def save_pretrained(model: SequentialLVM, directory: str | Path, extra: dict[str
     Raises:
         ValueError: `extra` uses a name that the file needs itself.
         TypeError: the configuration or `extra` holds something that JSON cannot.
+        OSError: the disk is full or read-only; what was there before stays.
 
     Example:
         >>> import tempfile
@@ -47,7 +53,8 @@ def save_pretrained(model: SequentialLVM, directory: str | Path, extra: dict[str
         ...     load(folder).config["z_dim"]
         2
     """
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    state = model.state_dict() if weights is None else weights
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     config: dict[str, Any] = {
         "format": FORMAT,
         "model": type(model).__name__,
@@ -64,9 +71,14 @@ def save_pretrained(model: SequentialLVM, directory: str | Path, extra: dict[str
     except (TypeError, ValueError) as error:
         raise TypeError(f"config.json holds numbers, strings, lists and dicts only: {error}.") from None
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / WEIGHTS, lambda path: save_file(weights, path))
-    _replace(directory / CONFIG, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, directory) from error
+    with replacing(directory / WEIGHTS) as path:
+        path.write_bytes(save(weights))  # safetensors' own writer reports a full disk as no OSError
+    with replacing(directory / CONFIG) as path:
+        path.write_text(text + "\n", encoding="utf-8")
     return directory
 
 
@@ -160,16 +172,6 @@ def _check_weights(path: Path, weights: dict[str, Tensor], model: SequentialLVM)
                 f"{path} does not fit {name}: {key!r} has shape {tuple(weights[key].shape)}, "
                 f"and config.json asks for {tuple(value.shape)}."
             )
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then move there in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _version() -> str:

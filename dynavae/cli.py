@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -18,6 +21,9 @@ from jsonargparse import ArgumentParser, Namespace
 from dynavae import commands
 from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
+from dynavae.parallel import main_process
+from dynavae.resume import FREE, unfinished
+from dynavae.runs import Run
 
 COMMANDS: dict[str, str] = {
     "fit": "train a model on data",
@@ -29,6 +35,11 @@ COMMANDS: dict[str, str] = {
     "list": "models (with the model × task table), data, emissions",
 }
 FROM_DATA = {"x_dim", "control_dim"}
+FREE_TO_CHANGE = {
+    *FREE, "resume", "progress", "tensorboard", "loggers", "threads", "num_workers", "accelerator", "devices",
+    "strategy", "checkpoint_minutes",
+}  # fmt: skip
+"""Options that a resumed run may change: its numbers stay what they would have been, up to rounding."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,14 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        if command == "fit":
-            print(_fit(rest))
-        else:
-            print(_other(command, rest))
-    except KeyboardInterrupt:
-        again = f" Continue with: dynavae {shlex.join(arguments)} --resume true" if command == "fit" else ""
-        print(f"\ndynavae {command}: interrupted.{again}", file=sys.stderr)
-        return 130
+        text = _fit(rest) if command == "fit" else _other(command, rest)
+        if text:
+            print(text)
+    except KeyboardInterrupt as stop:
+        what = f" ({stop})" if str(stop) else ""
+        again = _again(arguments) if command == "fit" else ""
+        if main_process():
+            print(f"\ndynavae {command}: interrupted{what}.{again}", file=sys.stderr)
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
         print(f"dynavae {command}: {error}", file=sys.stderr)
         return 1
@@ -72,7 +84,7 @@ def _help() -> str:
 # --- fit: a model and its options, data, and the options of training ---------------------------------
 
 
-def fit_parser() -> ArgumentParser:
+def fit_parser(model_required: bool = True) -> ArgumentParser:
     """The parser of `dynavae fit`."""
     from dynavae import training
 
@@ -84,7 +96,7 @@ def fit_parser() -> ArgumentParser:
         SequentialLVM,
         "model",
         skip=FROM_DATA,
-        required=True,
+        required=model_required,
         help=f"one of {', '.join(MODELS)}, with --model.OPTION VALUE",
     )
     parser.add_argument(
@@ -102,18 +114,80 @@ def fit_parser() -> ArgumentParser:
 
 def _fit(arguments: list[str]) -> str:
     _check_model_options(arguments)
+    resumed = _resumed(arguments)
+    if resumed is not None:
+        return commands.fit(**resumed)
     parser = fit_parser()
     given = parser.parse_args(arguments, defaults=False)
     full = parser.parse_args(arguments)
-    model = given.model
-    name = (
-        model.class_path.rsplit(".", 1)[-1] if isinstance(model, Namespace) else str(model).rsplit(".", 1)[-1]
-    )
-    options = model.get("init_args", Namespace()) if isinstance(model, Namespace) else Namespace()
+    name, options = _model(given)
     values = full.as_dict()
     for key in ("model", "config"):
         values.pop(key, None)
-    return commands.fit(name, _plain(options), **values)
+    return commands.fit(name, options, **values)
+
+
+def _model(given: Namespace) -> tuple[str, dict[str, Any]]:
+    """Name of the model, and the options that were given for it."""
+    model = given.model
+    if not isinstance(model, Namespace):
+        return str(model).rsplit(".", 1)[-1], {}
+    return model.class_path.rsplit(".", 1)[-1], _plain(model.get("init_args", Namespace()))
+
+
+def _resumed(arguments: list[str]) -> dict[str, Any] | None:
+    """With `--resume true`: what the run in `--out` was begun with; what is given must agree with it."""
+    if not any(a.partition("=")[0] in ("--resume", "--config") for a in arguments):
+        return None
+    given = fit_parser(model_required=False).parse_args(arguments, defaults=False)
+    if not given.get("resume") or "out" not in given or not (Path(given.out) / "run.json").is_file():
+        if given.get("resume") and "out" in given and "model" not in given:
+            raise FileNotFoundError(f"there is no run to resume in {given.out!r}: it has no run.json.")
+        return None
+    before = Run.open(given.out).settings
+    values = {**before["training"], "data": before["data"]["source"], "seed": before["seed"]}
+    values["threads"] = before.get("threads")
+    now = {k: v for k, v in given.as_dict().items() if k not in ("model", "config", "out")}
+    for name, value in now.items():
+        if name not in FREE_TO_CHANGE and name in values and not _same(values[name], value):
+            raise ValueError(_contradiction(name, value, values[name], given.out))
+    options = {k: v for k, v in before["options"].items() if k not in FROM_DATA}
+    if "model" in given:
+        model, asked = _model(given)
+        if model != before["model"]:
+            raise ValueError(_contradiction("model", model, before["model"], given.out))
+        for name, value in asked.items():
+            if not _same(before["options"].get(name), value):
+                raise ValueError(
+                    _contradiction(f"model.{name}", value, before["options"].get(name), given.out)
+                )
+    known = {a.dest for a in fit_parser(model_required=False)._actions}
+    values = {name: value for name, value in {**values, **now}.items() if name in known}
+    return {**values, "model": before["model"], "options": options, "out": given.out}
+
+
+def _same(stored: Any, given: Any) -> bool:
+    """Whether a value is what run.json holds; a path may be spelt in two ways."""
+    if isinstance(stored, str) and isinstance(given, str) and stored != given:
+        return (
+            Path(stored).exists() and Path(given).exists() and Path(stored).resolve() == Path(given).resolve()
+        )
+    return json.loads(json.dumps(given, default=str)) == stored
+
+
+def _contradiction(name: str, given: Any, stored: Any, out: str) -> str:
+    return (
+        f"--{name} {given} contradicts {Path(out) / 'run.json'}, which says {stored}: leave it out to resume that run, "
+        "or begin a new one with another --out."
+    )
+
+
+def _again(arguments: list[str]) -> str:
+    """How to go on with an interrupted fit."""
+    given = fit_parser(model_required=False).parse_args(arguments[1:], defaults=False)
+    if unfinished(given.out):
+        return f" Continue with: dynavae fit --resume true --out {shlex.quote(given.out)}"
+    return f" No update was finished. Start again with: dynavae {shlex.join(arguments)}"
 
 
 def _plain(options: Any) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Each works on a run directory (see `runs.py`), writes files into it, and returns
 from __future__ import annotations
 
 import csv
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from dynavae.data import DataSplits
 from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
 from dynavae.nn.heads import EMISSIONS
+from dynavae.parallel import main_process
+from dynavae.resume import unfinished
 from dynavae.runs import Run, environment, table, write_json
 
 EMISSION_OF_KIND = {
@@ -67,7 +68,7 @@ def fit(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if training.get("resume") is None and (Path(out) / "checkpoints" / "last.ckpt").exists():
+    if training.get("resume") is None and unfinished(out) and main_process():
         raise FileExistsError(
             f"there is a run in {out} already: continue it with --resume true, replace it with --resume false, "
             "or choose another --out."
@@ -91,13 +92,19 @@ def fit(
         },
         "training": {k: v for k, v in training.items() if k not in ("progress", "resume")},
         "seed": seed,
+        "threads": threads,
         "environment": environment(),
     }
-    run = Run.create(out, settings)
-    print(f"{model}, {settings['parameters']:,} parameters, on {splits.name}: {settings['data']['splits']}")
-    started = time.time()
+    if main_process():
+        Run.create(out, settings)
+        print(
+            f"{model}, {settings['parameters']:,} parameters, on {splits.name}: {settings['data']['splits']}"
+        )
     result = trainer.fit(net, splits.split("train"), splits.valid, out_dir=out, seed=seed, **training)
-    run.update(seconds=round(time.time() - started, 1), best=result.best)
+    if not main_process():
+        return ""
+    settings |= {"seconds": round(result.seconds, 1), "best": result.best, "notes": list(result.notes)}
+    Run.create(out, settings)
     columns = {
         "best epoch": "epoch",
         "valid nats/frame": "valid/nats_per_frame",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynavae.objectives import factors
+from dynavae.parallel import gathered
 from dynavae.scan import Trajectory
 
 ACTIVE = 0.01
@@ -95,6 +96,13 @@ class Totals:
         self.frames += frames
         for name, value in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def merged(self) -> Totals:
+        """The totals of all processes together, the same in each."""
+        together = Totals()
+        for frames, sums in gathered((self.frames, self.sums)):
+            together.add(frames, **sums)
+        return together
 
     def per_frame(self, name: str) -> Any:
         return self.sums[name] / self.frames

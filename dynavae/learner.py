@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from typing import Any
@@ -15,14 +14,12 @@ from dynavae.diagnostics import Totals
 from dynavae.loading import Batch
 from dynavae.loss import Loss, at_least, one_of
 from dynavae.model import SequentialLVM
+from dynavae.parallel import Averaged, average_gradients, main_process, rank
 from dynavae.schedules import Real, Row, learning_rate, seed_for
-
-log = logging.getLogger("dynavae")
+from dynavae.watch import Watch
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("constant", "cosine", "exponential")
-GRACE = 5
-"""Epochs at full KL weight before a collapse is said."""
 
 
 class Learner(LightningModule):
@@ -71,8 +68,11 @@ class Learner(LightningModule):
     (minus the bound at weight 1), ``train/kl_per_frame``, ``train/reconstruction_per_frame`` (minus
     E log p(x | z)), the same under ``valid/`` (in evaluation mode, noise fixed per sequence, total nats / total
     frames: what :func:`dynavae.score` reports; "renyi" is validated by IWAE), ``valid/active_units``,
-    ``kl_weight``, ``lr``, ``frames_per_second``. The attribute `kl_dim` is the KL of each latent coordinate
-    on the validation set.
+    ``kl_weight``, ``lr``, ``grad_norm`` (before clipping, mean over updates), ``frames_per_second``. The attribute
+    `kl_dim` is the KL of each latent coordinate on the validation set; `watch` says when training goes wrong.
+
+    With several processes (:class:`~dynavae.loading.Turns`) gradients, figures and weights are those of one process
+    with the same batches, dropout apart.
 
     Sources: Bowman et al. 2016, arXiv 1511.06349 (warm-up); Bengio et al. 2015, arXiv 1506.03099 (scheduled
     sampling).
@@ -148,8 +148,9 @@ class Learner(LightningModule):
         """What was logged in the last epoch."""
         self.kl_dim: Tensor | None = None
         self._train, self._valid = Totals(), Totals()
-        self._started = self._ended = 0.0
-        self._warned = False
+        self._started = 0.0
+        self._elapsed = 0.0
+        self.watch = Watch(speak=main_process())
 
     # --- training ---------------------------------------------------------------------------------------
 
@@ -161,7 +162,11 @@ class Learner(LightningModule):
         return batch.to(device, next(self.model.parameters()).dtype)
 
     def on_train_epoch_start(self) -> None:
-        self._train, self._started = Totals(), time.perf_counter()
+        self._train, self._started, self._elapsed = Totals(), 0.0, 0.0
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if not self._started:
+            self._started = time.perf_counter() - self._elapsed
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         per_epoch = self.trainer.num_training_batches
@@ -171,7 +176,13 @@ class Learner(LightningModule):
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         self.summary.update({"kl_weight": self.loss.kl_weight_at(epoch), "lr": rate})
-        parts = self.loss.parts(batch.sequences, epoch, seed_for(self.seed, self.current_epoch, batch_idx))
+        if batch.share is not None and self.loss.free_bits:
+            raise ValueError(
+                "free_bits is a floor on the KL of a whole batch, which several processes share: train with devices=1, "
+                "or set free_bits=0."
+            )
+        seed = seed_for(self.seed, self.current_epoch, batch_idx)
+        parts = self.loss.parts(batch.sequences, epoch, seed, batch.share)
         loss = None
         if not self.loss.truncate:
             for part in parts:
@@ -184,12 +195,19 @@ class Learner(LightningModule):
                 self._train.add(**part.sums)
             optimizer.step()  # type: ignore[union-attr]
         self._train.add(batch.frames)
+        if batch.frames:
+            self.watch.begin(nats=self._train.per_frame("nats"))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient, or report that it is not finite before it spoils the weights."""
+        if isinstance(self.trainer.strategy, Averaged):
+            average_gradients(self.model.parameters())
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        self.watch.begin(norm=norm)
+        if rank() == 0:  # the same in every process: count it once
+            self._train.add(norm=norm, updates=1)
         if not math.isfinite(norm):
             bad = [
                 n
@@ -204,17 +222,37 @@ class Learner(LightningModule):
     @property
     def running_loss(self) -> float:
         """The loss per frame since the epoch began."""
-        return self._train.per_frame("loss")
+        return self._train.per_frame("loss") if self._train.frames else math.nan
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self._ended = time.perf_counter()
+        self._elapsed = time.perf_counter() - self._started
 
     def on_train_epoch_end(self) -> None:
+        totals = self._train.merged()
         for name in ("loss", "nats", "kl", "reconstruction"):
             key = "loss" if name == "loss" else f"{name}_per_frame"
-            self.summary[f"train/{key}"] = self._train.per_frame(name)
-        self.summary["frames_per_second"] = self._train.frames / (self._ended - self._started)
+            self.summary[f"train/{key}"] = totals.per_frame(name)
+        self.summary["grad_norm"] = totals.sums["norm"] / totals.sums["updates"]
+        self.summary["frames_per_second"] = totals.frames / self._elapsed
         self.log_dict({k: v for k, v in self.summary.items() if not k.startswith("valid/")}, batch_size=1)
+        self.watch.look({"epoch": self.current_epoch + 1, **self.summary}, self.loss.settled)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a run that stops within an epoch has to remember of it."""
+        totals = self._train.merged()
+        checkpoint["epoch_so_far"] = {
+            "frames": totals.frames,
+            "sums": totals.sums,
+            "elapsed": self._elapsed,
+            "watch": self.watch.state_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["epoch_so_far"]
+        self._train, self._elapsed = Totals(), state["elapsed"]
+        if rank() == 0:  # the sums of all processes
+            self._train.add(state["frames"], **state["sums"])
+        self.watch.load_state_dict(state["watch"])
 
     # --- validation -------------------------------------------------------------------------------------
 
@@ -226,7 +264,7 @@ class Learner(LightningModule):
             self.loss.evaluate(batch, self._valid, self.seed)
 
     def on_validation_epoch_end(self) -> None:
-        totals = self._valid
+        totals = self._valid.merged()
         values = {f"valid/{k}_per_frame": totals.per_frame(k) for k in ("nats", "kl", "reconstruction")}
         self.kl_dim = totals.per_frame("kl_dim") if "kl_dim" in totals.sums else None
         active = totals.active_units()
@@ -234,10 +272,3 @@ class Learner(LightningModule):
             values["valid/active_units"] = float(active)
         self.summary.update(values)
         self.log_dict(values, batch_size=1)
-        if active == 0 and not self._warned and self.current_epoch + 1 >= self.loss.settled + GRACE:
-            self._warned = True
-            log.warning(
-                "epoch %d: no latent coordinate is active (the posterior ignores x). Try kl_warmup, free_bits, or a "
-                "weaker decoder.",
-                self.current_epoch + 1,
-            )

@@ -12,20 +12,27 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dynavae.batch import Sequences
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.splits import DataSplits
+from dynavae.parallel import Share, processes, rank
 from dynavae.schedules import seed_for
 
 
 class Batch:
-    """Some sequences of a data set, with their row numbers: noise can be fixed per sequence."""
+    """Some sequences of a data set, with their row numbers: noise can be fixed per sequence.
 
-    __slots__ = ("frames", "rows", "sequences")
+    With several processes it holds this one's rows (in training padded to the steps of the whole batch) and a
+    `share` that says which; a process without any row (no `rows`, no `frames`) holds a sequence that should not count.
+    """
 
-    def __init__(self, sequences: Sequences, rows: list[int], frames: int | None = None) -> None:
-        self.sequences, self.rows = sequences, rows
+    __slots__ = ("frames", "rows", "sequences", "share")
+
+    def __init__(
+        self, sequences: Sequences, rows: list[int], frames: int | None = None, share: Share | None = None
+    ) -> None:
+        self.sequences, self.rows, self.share = sequences, rows, share
         self.frames = sequences.frames if frames is None else frames
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Batch:
-        return Batch(self.sequences.to(device=device, dtype=dtype), self.rows, self.frames)
+        return Batch(self.sequences.to(device=device, dtype=dtype), self.rows, self.frames, self.share)
 
 
 def to_data(data: Any, what: str = "train") -> SequenceDataset | Sequences:
@@ -59,7 +66,7 @@ class LengthBuckets(Sampler[list[int]]):
         self.batch_size, self.seed, self.jitter, self.epoch = batch_size, seed, jitter, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning says which epoch is next."""
+        """Which epoch is next."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -77,18 +84,70 @@ class LengthBuckets(Sampler[list[int]]):
         return iter([cuts[i].tolist() for i in rng.permutation(len(cuts))])
 
 
+class Turns(Sampler[tuple[list[int], int, int]]):
+    """What Lightning iterates over: batches, each with this process's rank and the number of processes.
+
+    Args:
+        batches: lists of rows, the same in every process; a :class:`LengthBuckets` learns the epoch.
+    """
+
+    def __init__(self, batches: LengthBuckets | list[list[int]]) -> None:
+        self.batches, self.epoch, self.start = batches, 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning says which epoch is next."""
+        if epoch != self.epoch:
+            self.resume(epoch)
+
+    def resume(self, epoch: int, start: int = 0) -> None:
+        """Continue within an epoch: leave out its first `start` batches."""
+        self.epoch, self.start = epoch, start
+        if isinstance(self.batches, LengthBuckets):
+            self.batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[list[int], int, int]]:
+        for rows in list(self.batches)[self.start :]:
+            yield rows, rank(), processes()
+
+
 class _Rows(Dataset[Batch]):
     """A data set that is asked for whole batches."""
 
-    def __init__(self, data: SequenceDataset | Sequences) -> None:
-        self.data = data
+    def __init__(self, data: SequenceDataset | Sequences, pad: bool) -> None:
+        self.data, self.pad = data, pad
+        self.lengths = np.asarray(data.lengths.cpu() if isinstance(data, Sequences) else data.lengths)
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, rows: list[int]) -> Batch:  # type: ignore[override]
-        batch = self.data[rows] if isinstance(self.data, Sequences) else self.data.batch(rows)
-        return Batch(batch, rows)
+    def __getitem__(self, turn: tuple[list[int], int, int]) -> Batch:  # type: ignore[override]
+        rows, rank, processes = turn
+        if processes == 1:
+            return Batch(self._take(rows), rows)
+        index = list(range(rank, len(rows), processes))
+        mine, lengths = [rows[i] for i in index], self.lengths[rows]
+        share = Share(index, len(rows), int(lengths.sum()), processes)
+        batch = self._take(mine or rows[:1])
+        if self.pad:  # as many frames, and chunks of frames, in every process
+            batch = _padded(batch, int(lengths.max()))
+        return Batch(batch, mine, int(self.lengths[mine].sum()), share)
+
+    def _take(self, rows: list[int]) -> Sequences:
+        return self.data[rows] if isinstance(self.data, Sequences) else self.data.batch(rows)
+
+
+def _padded(batch: Sequences, steps: int) -> Sequences:
+    """The same sequences with more padding."""
+
+    def pad(values: torch.Tensor) -> torch.Tensor:
+        more = values.new_zeros(len(values), steps - values.shape[1], *values.shape[2:])
+        return torch.cat([values, more], 1)
+
+    control = None if batch.control is None else pad(batch.control)
+    return Sequences(pad(batch.x), pad(batch.observed), batch.lengths, control, batch.names)
 
 
 def loader(
@@ -101,18 +160,17 @@ def loader(
         >>> batch.rows, batch.sequences.x.shape
         ([1, 0], torch.Size([2, 5, 2]))
     """
-    data = to_data(data)
-    lengths = np.asarray(data.lengths.cpu() if isinstance(data, Sequences) else data.lengths)
-    sampler: Any
+    rows = _Rows(to_data(data), pad=shuffle)
+    batches: LengthBuckets | list[list[int]]
     if shuffle:
-        sampler = LengthBuckets(lengths, batch_size, seed)
+        batches = LengthBuckets(rows.lengths, batch_size, seed)
     else:
-        order = np.argsort(lengths, kind="stable")
-        sampler = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
+        order = np.argsort(rows.lengths, kind="stable")
+        batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]
     return DataLoader(
-        _Rows(data),
+        rows,
         batch_size=None,
-        sampler=sampler,
+        sampler=Turns(batches),  # type: ignore[arg-type]
         num_workers=num_workers,
         generator=torch.Generator(),  # or each pass would draw from the caller's random numbers
         persistent_workers=num_workers > 0,

@@ -17,6 +17,7 @@ from dynavae.diagnostics import Totals, explain, reconstruction_and_kl
 from dynavae.loading import Batch
 from dynavae.model import SequentialLVM
 from dynavae.noise import Noise, draw
+from dynavae.parallel import Share
 from dynavae.resampling import Resampling
 from dynavae.scan import Trajectory, scan
 from dynavae.schedules import Real, kl_weight, ramp, seed_for
@@ -118,35 +119,47 @@ class Loss:
 
     # --- the loss ---------------------------------------------------------------------------------------
 
-    def parts(self, batch: Sequences, epoch: Real = math.inf, seed: int = 0) -> Iterator[Part]:
+    def parts(
+        self, batch: Sequences, epoch: Real = math.inf, seed: int = 0, share: Share | None = None
+    ) -> Iterator[Part]:
         """The loss of a batch, whole or in chunks of `truncate` frames: the parts add up.
 
         Args:
             batch: on the device, and in the dtype, of the model.
             epoch: what the schedules go by; by default their end.
             seed: of everything random.
+            share: which rows of a batch that several processes share these are. The mean over processes of
+                the losses, and of their gradients, is then that of the whole batch; the sums are of these rows.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        frames, weight, sampling = batch.frames, self.kl_weight_at(epoch), self.sampling_at(epoch)
-        device = batch.x.device
+        weight, sampling = self.kl_weight_at(epoch), self.sampling_at(epoch)
+        device, size, rows, counts = batch.x.device, len(batch), slice(None), 1
+        frames: Real = batch.frames
+        if share is not None:
+            size, rows, counts = share.sequences, share.index or [0], int(bool(share.index))
+            frames = share.frames / share.processes
         with seeded(seed, device):
             free = None
             if self.hide_rate:
-                hidden = torch.rand(batch.valid.shape, device=device) < self.hide_rate
+                hidden = torch.rand(size, batch.steps, device=device)[rows] < self.hide_rate
                 batch = batch.hide(hidden.reshape(*hidden.shape, *[1] * (batch.x.ndim - 2)))
             if sampling:
-                free = torch.rand(batch.valid.shape, device=device) < sampling
+                free = torch.rand(size, batch.steps, device=device)[rows] < sampling
             own = bool(self.model.autoregressive) and (free is not None or not batch.complete)
-            size = (batch.steps, self.particles, len(batch))
-            noise = draw(self.model, *size, x=own, resample=self.objective == "fivo")
+            noise = draw(
+                self.model, batch.steps, self.particles, size, x=own, resample=self.objective == "fivo"
+            )
+        if share is not None:
+            noise = noise.sequences(rows, batch.steps)
         state, weighted, plain = None, None, None
         step = self.truncate or batch.steps
+        first = [] if share is None else share.index[:1]  # processes should not share a dropout mask
         for i, start in enumerate(range(0, batch.steps, step)):
             whole = step >= batch.steps
             chunk = slice(start, min(start + step, batch.steps))
-            with seeded(seed_for(seed, i), device):  # dropout
+            with seeded(seed_for(seed, i, *first), device):  # dropout
                 trajectory = scan(
                     self.model,
                     batch if whole else _frames(batch, chunk),
@@ -159,13 +172,12 @@ class Loss:
                 )
             kind = self._choose_kl(trajectory)
             value, weighted = self._gain(trajectory, weight, weighted, self.free_bits)
-            loss = -value.sum() / frames
+            loss = -counts * value.sum() / frames
             with torch.no_grad():
                 bound, plain = self._gain(trajectory, 1.0, plain)
                 reconstruction, kl = reconstruction_and_kl(trajectory, kind)
-                sums = torch.stack(
-                    [loss.detach() * frames, -bound.sum(), kl.sum(), -reconstruction.sum()]
-                ).tolist()
+                terms = [loss.detach() * frames, -bound.sum(), kl.sum(), -reconstruction.sum()]
+                sums = [counts * number for number in torch.stack(terms).tolist()]
             if not math.isfinite(sums[0]):
                 raise FloatingPointError(explain(trajectory, batch.names, start))
             state = None if whole else trajectory.state.detach()  # type: ignore[union-attr]
@@ -221,6 +233,8 @@ class Loss:
     @torch.no_grad()
     def evaluate(self, batch: Batch, totals: Totals, seed: int = 0) -> None:
         """Add one batch to the totals of a validation: the bound at weight 1, with noise per sequence."""
+        if not batch.rows:
+            return
         sequences, resample = batch.sequences, self.objective == "fivo"
         eps = noise_by_sequence(self.model, sequences, self.particles, seed, batch.rows, resample=resample)
         trajectory = scan(

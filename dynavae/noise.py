@@ -55,7 +55,8 @@ def draw(
     lead = (steps, particles, batch)
     z = normal(*lead, model.z_noise_dim)
     w = normal(particles, batch, model.w_dim) if model.w_dim else None
-    return Noise(z, normal(*lead, model.x_noise_dim) if x else None, w, normal(*lead) if resample else None)
+    u = normal(*lead) if resample else None
+    return Noise(z, normal(*lead, model.x_noise_dim) if x else None, w, u)  # x last: see draw_by_sequence
 
 
 def draw_by_sequence(

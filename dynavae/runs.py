@@ -1,8 +1,8 @@
 """A run on disk: one directory that says what was done and holds what came of it.
 
-run.json        what was fitted, on which data, with which options, versions and hardware
+run.json        what was fitted, on which data, with which options, versions and hardware; notes of what went wrong
 best/           the best weights: config.json and model.safetensors
-checkpoints/    to resume
+checkpoints/    to resume: last.ckpt, and the one before it
 metrics.csv     one row per epoch
 score.json      the first bound of the last evaluation; scores.json all of them
 report.html     everything to look at and listen to
@@ -24,6 +24,7 @@ import torch
 
 from dynavae import data as datasets
 from dynavae.data import DataSplits
+from dynavae.files import replacing, writable
 from dynavae.model import SequentialLVM
 
 
@@ -47,13 +48,17 @@ class Run:
             raise ValueError(
                 f"{directory} is not a run: it has no run.json. Make one with: dynavae fit --out {directory}"
             )
-        return cls(directory, json.loads(path.read_text()))
+        try:
+            return cls(directory, json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged: {error}. best/ may still be good: see dynavae.load."
+            ) from None
 
     @classmethod
     def create(cls, directory: str | Path, settings: dict[str, Any]) -> Run:
         """Write run.json into a directory, made if need be."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory = writable(Path(directory))
         write_json(directory / "run.json", settings)
         return cls(directory, settings)
 
@@ -81,6 +86,12 @@ class Run:
                 {k: _number(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)
             ]
 
+    def notes(self) -> list[str]:
+        """What was said during training, one sentence each; also of a run that has not ended."""
+        path = self.directory / "training.json"
+        running = json.loads(path.read_text()).get("notes", []) if path.is_file() else []
+        return running or self.settings.get("notes", [])
+
     def scores(self) -> list[dict[str, Any]]:
         """What evaluations found, all of scores.json."""
         path = self.directory / "scores.json"
@@ -106,9 +117,8 @@ def environment() -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> Path:
     """Write JSON whole or not at all."""
     text = json.dumps(value, indent=2, default=_plain)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as beside:
+        beside.write_text(text + "\n")
     return path
 
 

@@ -6,10 +6,7 @@ import contextlib
 import difflib
 import inspect
 import logging
-import shutil
-import signal
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +18,15 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from dynavae.batch import Sequences
-from dynavae.callbacks import Progress, Recorder, write_json
+from dynavae.callbacks import Progress, Recorder
 from dynavae.data.dataset import SequenceDataset
 from dynavae.diagnostics import first_nonfinite
 from dynavae.learner import Learner
 from dynavae.loading import loader, to_data
 from dynavae.model import SequentialLVM
 from dynavae.nn.heads import EmissionHead
+from dynavae.parallel import layout, main_process
+from dynavae.resume import prepare
 from dynavae.scan import check_fits
 from dynavae.schedules import Row, kl_weight, learning_rate
 
@@ -54,6 +53,7 @@ class FitResult(NamedTuple):
     out_dir: Path | None
     seconds: float  # of all epochs, also those before a resume
     parameters: int
+    notes: tuple[str, ...] = ()  # what was said on the way: resumed, collapse, divergence, ...
 
     def __repr__(self) -> str:
         name, shown = type(self.model).__name__, "valid/nats_per_frame"
@@ -75,11 +75,14 @@ def fit(
     calibrate: bool = True,
     progress: bool = True,
     accelerator: str = "auto",
+    devices: int = 1,
+    strategy: str = "auto",
     precision: str = "32-true",
     num_workers: int = 0,
     tensorboard: bool = True,
     loggers: Any = None,
     resume: bool | None = None,
+    checkpoint_minutes: float | None = 10.0,
     **options: Any,
 ) -> FitResult:
     """Train a model, in place.
@@ -93,26 +96,34 @@ def fit(
         train: a `SequenceDataset`, `Sequences`, an array (B, T, x_dim) or a list of (T_i, x_dim).
         valid: the same, to validate on, or None.
         epochs: passes over `train`, in all (those before a resume count).
-        batch_size: sequences per batch.
+        batch_size: sequences per update, of all processes together.
         out_dir: receives `metrics.csv` (one row per epoch), `kl_dim.csv`, `training.json`, `best/` (for
-            :func:`dynavae.load`), `checkpoints/last.ckpt` and `tensorboard/`; None writes nothing.
+            :func:`dynavae.load`), `checkpoints/` (`last.ckpt`, `previous.ckpt`) and `tensorboard/`; None writes
+            nothing.
         patience: stop after so many epochs without a better validation bound, counted after the KL warm-up and
             scheduled sampling have reached their end.
         seed: of batches and noise.
         calibrate: first set the output bias to the marginal of the training data, see :func:`calibrate`.
         progress: show a progress bar.
         accelerator: "auto", "cpu" or "gpu".
+        devices: processes, each with its GPU or its share of the cores, that train together (the script is started
+            once more for each, up to this call). They give the numbers of one process, dropout apart. What torchrun
+            has started counts.
+        strategy: "auto", or "ddp" to say the same in Lightning's words.
         precision: "32-true" (the model's own dtype) or "bf16-mixed".
         num_workers: processes that prepare batches.
         tensorboard: write events, if there is an `out_dir`.
         loggers: further loggers of Lightning.
-        resume: True continues the run in `out_dir` exactly where its last whole epoch ended; False replaces it;
-            None refuses to touch it.
+        resume: True continues the run in `out_dir` exactly where it was last saved; False replaces it; None
+            refuses to touch it.
+        checkpoint_minutes: how often to save within an epoch; None saves after epochs only.
         **options: of :class:`~dynavae.learner.Learner`: objective, particles, lr, kl_warmup, ...
 
     Raises:
         ValueError, TypeError: options, data and model that do not fit together.
         FileExistsError, FileNotFoundError: a run in `out_dir` where there should be none, or none to resume.
+        OSError: `out_dir` cannot be written, or the disk is full.
+        KeyboardInterrupt: ctrl-C (or SIGTERM), after the current update has been finished and saved.
         FloatingPointError: the loss or its gradient is not finite; says where that began.
 
     Example:
@@ -145,24 +156,26 @@ def fit(
     for what, data in (("train", train), ("valid", valid)):
         if data is not None:
             _check_data(what, data, model)
+    if checkpoint_minutes is not None and checkpoint_minutes < 0:
+        raise ValueError(f"checkpoint_minutes should be 0 or more, or None; got {checkpoint_minutes}.")
+    processes = layout(devices, strategy)
     out = None if out_dir is None else Path(out_dir)
-    checkpoint = _prepare(out, resume)
-    if calibrate and checkpoint is None:
-        _calibrate(model, train)
     settings = dict(
         epochs=epochs, batch_size=batch_size, patience=patience, seed=seed, precision=precision, **options
     )
-    if out is not None:
-        write_json(out / "training.json", {**_description(model, train, valid), "options": settings})
+    description = {**_description(model, train, valid), "options": settings}
+    checkpoint, notes = prepare(out, resume, description, main_process())
+    if calibrate and checkpoint is None:
+        _calibrate(model, train)
     batches = loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
-    recorder = Recorder(out, patience, settings, tensorboard, batches.sampler)
+    recorder = Recorder(out, patience, description, tensorboard, batches.sampler, checkpoint_minutes, notes)
     device = next(model.parameters()).device
-    interrupt = signal.getsignal(signal.SIGINT)
+    signals = recorder.signals
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
         trainer = Trainer(
             max_epochs=epochs,
             accelerator=accelerator,
-            devices=1,
+            **processes,
             precision=precision,  # type: ignore[arg-type]
             logger=loggers or False,
             callbacks=[recorder, *([Progress(recorder)] if progress else [])],
@@ -173,6 +186,7 @@ def fit(
             log_every_n_steps=1,
             default_root_dir=str(out or scratch),
         )
+        signals.install()  # and again when training starts: Lightning adds its own
         try:
             trainer.fit(
                 learner,
@@ -182,12 +196,11 @@ def fit(
                 weights_only=True,
             )
         except SystemExit:  # Lightning's answer to ctrl-C
-            if recorder.interrupted:
-                raise KeyboardInterrupt from None
+            if recorder.interrupted is not None:
+                raise recorder.interrupted from None
             raise
         finally:
-            if recorder.interrupted and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, interrupt)
+            signals.restore()
             model.to(device)
     if recorder.weights is not None:
         model.load_state_dict(recorder.weights)
@@ -195,7 +208,8 @@ def fit(
     history = recorder.history
     best = recorder.best or (history[-1] if history else {})
     seconds = sum(row["seconds"] for row in history)
-    return FitResult(model, history, best, out, seconds, sum(p.numel() for p in model.parameters()))
+    parameters = sum(p.numel() for p in model.parameters())
+    return FitResult(model, history, best, out, seconds, parameters, tuple(learner.watch.notes))
 
 
 @torch.no_grad()
@@ -249,29 +263,6 @@ def _check_data(what: str, data: SequenceDataset | Sequences, model: SequentialL
     check_fits(model, first.to(device=like.device, dtype=like.dtype))
     for i, (x, _) in enumerate(_values(data)):
         model.emission.check(x, f"{what}, sequence {data.names[i]!r},")
-
-
-def _prepare(out: Path | None, resume: bool | None) -> Path | None:
-    """Make the directory, and say which checkpoint to continue."""
-    if out is None:
-        if resume:
-            raise ValueError("resume=True needs out_dir, the directory of the run to continue.")
-        return None
-    last = out / "checkpoints" / "last.ckpt"
-    if resume:
-        if not last.is_file():
-            raise FileNotFoundError(f"there is no run to resume in {str(out)!r} (no checkpoints/last.ckpt).")
-        return last
-    if last.exists():
-        if resume is None:
-            raise FileExistsError(
-                f"{str(out)!r} already holds a run: pass resume=True to continue it, resume=False to replace it, or "
-                "another out_dir."
-            )
-        for part in ("checkpoints", "best", "tensorboard"):
-            shutil.rmtree(out / part, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    return None
 
 
 def _description(model: SequentialLVM, train: Any, valid: Any) -> dict[str, Any]:

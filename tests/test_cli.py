@@ -164,8 +164,7 @@ def test_an_interrupted_fit_says_how_to_continue(own_data, tmp_path, capsys, mon
     arguments = ["fit", "--model", "VAE", "--data", own_data, "--out", str(tmp_path / "run")]
     status, _, err = run(arguments, capsys)
     assert status == 130
-    assert f"Continue with: dynavae fit --model VAE --data {own_data}" in err
-    assert "--resume true" in err
+    assert f"Start again with: dynavae fit --model VAE --data {own_data}" in err
 
 
 def test_bad_bounds_and_horizons_get_a_sentence(fitted, capsys):

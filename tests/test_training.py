@@ -243,12 +243,12 @@ def test_ctrl_c_arrives_and_keeps_the_last_epoch(tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Recorder, "on_train_batch_end", interrupt, raising=False)
-    handler = signal.getsignal(signal.SIGINT)
+    handler, x = signal.getsignal(signal.SIGINT), binary()
     with pytest.raises(KeyboardInterrupt):
-        fit(vrnn(), binary(), epochs=3, out_dir=tmp_path, **QUIET)
+        fit(vrnn(), x, epochs=3, out_dir=tmp_path, **QUIET)
     assert signal.getsignal(signal.SIGINT) == handler
     monkeypatch.undo()
-    assert len(fit(vrnn(), binary(), epochs=3, out_dir=tmp_path, resume=True, **QUIET).history) == 3
+    assert len(fit(vrnn(), x, epochs=3, out_dir=tmp_path, resume=True, **QUIET).history) == 3
 
 
 # --- the loss -------------------------------------------------------------------------------------------

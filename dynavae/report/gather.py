@@ -45,6 +45,7 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         "forecasts": _forecasts(model, chosen, rows, horizon, samples, seed),
         "kind": "real" if binary and not model.emission.discrete else splits.kind,
         "meta": splits.meta,
+        "log": run.notes(),
     }
     if not model.control_dim:
         length = int(np.median(chosen.lengths))

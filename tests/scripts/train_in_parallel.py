@@ -1,0 +1,46 @@
+"""Trains small models on ragged data with DEVICES processes, and saves what came of it.
+
+python train_in_parallel.py OUT DEVICES
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynavae import SRNN, VRNN, Sequences, fit
+from dynavae.parallel import main_process
+
+CASES: dict[str, dict[str, Any]] = {
+    "VRNN": {},
+    "SRNN": {"objective": "iwae", "particles": 2},
+    "truncated": {"truncate": 3},
+    "fivo": {"objective": "fivo", "particles": 3, "hide_rate": 0.2, "scheduled_sampling": 0.3},
+}
+
+
+def train(out: Path, devices: int, cases: list[str]) -> None:
+    """One file of figures and weights per case."""
+    for name in cases:
+        options = CASES[name]
+        torch.manual_seed(0)
+        x = [torch.randn(n, 3) for n in (8, 5, 7, 3, 6, 4, 9)]  # 7 sequences: batches of 3, 3 and 1
+        x[2][1:3] = torch.nan
+        data = Sequences.from_arrays(x)
+        model = SRNN(3, 2, 4) if name == "SRNN" else VRNN(3, 2, 4)
+        result = fit(
+            model, data, data[[0, 1, 2]], epochs=2, batch_size=3, out_dir=out / name, devices=devices,
+            accelerator="cpu", progress=False, tensorboard=False, seed=4, **options,
+        )  # fmt: skip
+        if main_process():
+            weights = {k: v.tolist() for k, v in model.state_dict().items()}
+            text = json.dumps({"history": result.history, "weights": weights})
+            (out / f"{name}.json").write_text(text)
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
