@@ -39,6 +39,22 @@ def start(model: SequentialLVM, particles: int, batch: int) -> State:
     return State(h, c, c, g, None, model.zeros((particles,), batch))
 
 
+def noise_dim(model: SequentialLVM, particles: int, predict: bool = True) -> int:
+    """Standard normals that one particle takes per frame, as one block (K, B, noise_dim)."""
+    return model.z_noise_dim + _x_noise(model, predict) + (particles > 1)
+
+
+def split_noise(model: SequentialLVM, block: Tensor, predict: bool = True) -> Noise:
+    """A block (K, B, noise_dim) as the noise of z, of x where something reads it, and of resampling."""
+    x_dim, more = _x_noise(model, predict), int(len(block) > 1)
+    z, x, rest = block.split([model.z_noise_dim, x_dim, more], -1)
+    return Noise(z, x if x_dim else None, None, rest[..., 0] if more else None)
+
+
+def _x_noise(model: SequentialLVM, predict: bool) -> int:
+    return model.x_noise_dim if predict or model.autoregressive else 0
+
+
 def advance(
     model: SequentialLVM,
     state: State,
@@ -76,7 +92,9 @@ def advance(
     m = state.m if state.drawn or not drawn else per_particle(state.c, K)
     c = past_x.read(m if drawn else state.c)
     u = model.features(frame)
-    g, g_next = model.seen_x.run(_lift(model.recognition(frame)), state.g, fused=False) if reads else (None, state.g)
+    g, g_next = (
+        model.seen_x.run(_lift(model.recognition(frame)), state.g, fused=False) if reads else (None, state.g)
+    )
 
     past = Past(c, state.h, control, None)
     prior = expand(model.prior(past), lead)
@@ -97,7 +115,11 @@ def advance(
         increment = increment + at(prior, z).log_prob(z) - q.log_prob(z)
     p_x = None
     if predict:
-        ahead = present if not own else Present(c, model.absorb(past, sample_at(prior, noise.z)[0]), control, None)
+        ahead = (
+            present
+            if not own
+            else Present(c, model.absorb(past, sample_at(prior, noise.z)[0]), control, None)
+        )
         p_x = expand(model.likelihood(ahead) if own else likelihood, lead)
 
     # The recursion reads x_t, drawn where it is missing.

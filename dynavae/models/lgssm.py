@@ -155,7 +155,11 @@ class LGSSM(SequentialLVM):
 
     def exact_start(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         z = self.z_dim
-        return self.m0.expand(batch, -1), self.parameters_in_moments.P0.expand(batch, z, z), self.zeros((batch,), 1)
+        return (
+            self.m0.expand(batch, -1),
+            self.parameters_in_moments.P0.expand(batch, z, z),
+            self.zeros((batch,), 1),
+        )
 
     def exact_step(self, belief: tuple[Tensor, Tensor, Tensor], frame: Frame) -> ExactStep:
         """Kalman's predict and update; the belief is mean, covariance, and whether there was a step before."""
@@ -175,7 +179,9 @@ class LGSSM(SequentialLVM):
         p_x = MultivariateNormal(ahead.mean, torch.linalg.cholesky(ahead.covariance))
         stddev = f.covariance[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
         after = f.mean[0], f.covariance[0], torch.ones_like(started)
-        return ExactStep(after, f.mean[0], stddev, f.log_likelihood[0], p_x, f.log_likelihood.new_zeros(1, len(mean)))
+        return ExactStep(
+            after, f.mean[0], stddev, f.log_likelihood[0], p_x, f.log_likelihood.new_zeros(1, len(mean))
+        )
 
     def exact_draw(self, belief: tuple[Tensor, Tensor, Tensor], noise: Tensor) -> Tensor:
         mean, covariance, _ = belief

@@ -42,7 +42,11 @@ def refusal(model: SequentialLVM, task: str) -> str | None:
         if whole is not None or model.causal:
             return whole
         options = ", ".join(f"{k}={v!r}" for k, v in model.causal_variant.items())
-        variant = f"take the causal variant, {name}({options})," if options else "take a causal model, such as VRNN,"
+        variant = (
+            f"take the causal variant, {name}({options}),"
+            if options
+            else "take a causal model, such as VRNN,"
+        )
         return (
             f"stream needs a causal posterior q(z_t | z_<t, x_<=t), but this {name} reads the future of x "
             f"(causal = False). Use smooth(...) on a window of frames, {variant} or pass propose=bootstrap."

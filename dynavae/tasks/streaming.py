@@ -23,7 +23,6 @@ from dynavae.tasks.common import evaluating
 from dynavae.tasks.prediction import Forecast, center
 
 
-
 class Predicted(NamedTuple):
     r"""p(x_t | x_<t), one step ahead, as the mixture :math:`\sum_k W_k\, p_k(x_t)` over particles.
 
@@ -70,9 +69,7 @@ class Predicted(NamedTuple):
         index = below.sum(0, keepdim=True).clamp(max=len(values) - 1)
         return torch.gather(values, 0, index)[0]
 
-    def log_prob(
-        self, x: Float[Tensor, "B x_dim"], observed: Tensor | None = None
-    ) -> Float[Tensor, " B"]:
+    def log_prob(self, x: Float[Tensor, "B x_dim"], observed: Tensor | None = None) -> Float[Tensor, " B"]:
         """Log-density of the mixture at any x (B, x_dim), nats."""
         return torch.logsumexp(self.log_weights + self.components.log_prob(x, observed), 0)
 
@@ -168,13 +165,11 @@ class Stream:
         self.exact = bool(model.exact) and isinstance(propose, Amortized)
         self.dtype, self.device = like.dtype, like.device
         self._generator = torch.Generator(like.device).manual_seed(seed)
-        self._noise_dims = model.z_noise_dim, model.x_noise_dim if predict or model.autoregressive else 0
+        self._noise_dim = step.noise_dim(model, particles, predict)
         self._frames = torch.zeros(batch, dtype=torch.long, device=like.device)
         self._state = self._start()
 
-    def step(
-        self, x_t: Any, control: Any = None, noise: Noise | None = None
-    ) -> Step:
+    def step(self, x_t: Any, control: Any = None, noise: Noise | None = None) -> Step:
         """Take in one frame of every sequence.
 
         Args:
@@ -213,7 +208,9 @@ class Stream:
         if self.predict:
             assert noise.x is not None
             predicted = Predicted(new.p_x, before, noise.x.unsqueeze(0))
-        return Step(mean, stddev, new.z, log_weights, predicted, new.log_prob, self._score(new.log_prob, frame))
+        return Step(
+            mean, stddev, new.z, log_weights, predicted, new.log_prob, self._score(new.log_prob, frame)
+        )
 
     def _exact_step(self, frame: Frame) -> Step:
         now = self.model.exact_step(self._state, frame)
@@ -341,10 +338,14 @@ class Stream:
         current = self.state
         missing = {f"state.{i}" for i in range(len(leaves(current.model)))} | {"frames", "generator"}
         if missing - set(tensors):
-            raise ValueError(f"this is no state of this stream: it lacks {', '.join(sorted(missing - set(tensors)))}.")
+            raise ValueError(
+                f"this is no state of this stream: it lacks {', '.join(sorted(missing - set(tensors)))}."
+            )
         found = iter(range(len(tensors)))
         place = tensors["frames"].to(self.device)
-        new = tree.tree_map(lambda _: tensors[f"state.{next(found)}"].to(self.device, self.dtype), current.model)
+        new = tree.tree_map(
+            lambda _: tensors[f"state.{next(found)}"].to(self.device, self.dtype), current.model
+        )
         if not self.exact:
             new = new._replace(drawn=bool(tensors["drawn"]))
         self.state = StreamState(new, place, tensors["generator"].cpu())
@@ -392,7 +393,9 @@ class Stream:
                 raise ValueError(f"{type(self.model).__name__} was built without controls; got one.")
             return None
         if control is None:
-            raise ValueError(f"{type(self.model).__name__} needs its control, of shape {shape}, also at a gap.")
+            raise ValueError(
+                f"{type(self.model).__name__} needs its control, of shape {shape}, also at a gap."
+            )
         control = torch.as_tensor(control, dtype=self.dtype, device=self.device)
         if control.shape != shape or not bool(control.isfinite().all()):
             raise ValueError(f"control should be finite, of shape {shape}; got shape {tuple(control.shape)}.")
@@ -404,11 +407,8 @@ class Stream:
         return torch.randn(shape, generator=self._generator, dtype=self.dtype, device=self.device)
 
     def _noise(self) -> Noise:
-        """Noise of one frame, in one block."""
-        z_dim, x_dim = self._noise_dims
-        block = self._normal(self.particles, self.batch, z_dim + x_dim + (self.particles > 1))
-        z, x, rest = block.split([z_dim, x_dim, block.shape[-1] - z_dim - x_dim], -1)
-        return Noise(z, x if x_dim else None, None, rest[..., 0] if self.particles > 1 else None)
+        block = self._normal(self.particles, self.batch, self._noise_dim)
+        return step.split_noise(self.model, block, self.predict)
 
     def __repr__(self) -> str:
         return f"Stream({type(self.model).__name__}, batch={self.batch}, particles={self.particles})"

@@ -44,7 +44,9 @@ def law_stream(build: Callable[[], SequentialLVM]) -> None:
         if model.exact:
             _compare_exact(law, model, batch)
         for propose in (amortized, bootstrap):
-            if (whole if propose is bootstrap else sentence) is not None or (model.exact and propose is amortized):
+            if (whole if propose is bootstrap else sentence) is not None or (
+                model.exact and propose is amortized
+            ):
                 continue
             for particles, threshold in ((1, 0.5), (4, 0.0), (4, 0.5), (4, 1.0)):
                 _compare(law, model, batch, propose, particles, Resampling(threshold=threshold))
