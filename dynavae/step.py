@@ -79,12 +79,11 @@ def advance(
     lead = K, _ = state.log_w.shape
     observed, control, past_x = frame.observed, frame.control, model.past_x
     reads = isinstance(propose, Amortized)
-    informed, anything = None, True
-    if observed is not None and reads:
-        informed = observed.any(-1)
-        if not traced:
-            anything = bool(informed.any())
-            informed = None if bool(informed.all()) else informed
+    seen = None if observed is None else observed.any(-1)
+    informed, anything = seen if reads else None, True
+    if informed is not None and not traced:
+        anything = bool(informed.any())
+        informed = None if bool(informed.all()) else informed
 
     # What x_<t left behind: as the inference part saw it (c), and with drawn values for what it missed (m).
     drawing = observed is not None and bool(model.autoregressive)
@@ -101,8 +100,8 @@ def advance(
     past = past._replace(prior=prior)
     if reads and anything:
         lengths = torch.ones(lead[1], dtype=torch.long, device=frame.x.device)
-        seen = past_x.read(state.c)
-        e = model.evidence(Evidence(_lift(frame), _lift(u), _lift(seen), g, lengths, None))
+        read = past_x.read(state.c)
+        e = model.evidence(Evidence(_lift(frame), _lift(u), _lift(read), g, lengths, None))
         q = propose(model, past, _drop(e), informed)
     else:
         q = prior if reads else propose(model, past, None, None)
@@ -134,6 +133,8 @@ def advance(
     log_w = state.log_w + increment
     log_prob = log_w[0] if K == 1 else torch.logsumexp(log_w, 0) - math.log(K)
     log_w = log_w - log_prob
+    if seen is not None:  # rounding of the weights' sum
+        log_prob = torch.where(seen, log_prob, 0.0)
     kept = log_w
     if K > 1:
         due = resample.due(log_w)

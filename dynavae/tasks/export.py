@@ -58,7 +58,7 @@ class StepProgram(nn.Module):
         state: tuple[Tensor, ...],
     ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
         model, K = self.model, self.particles
-        initial = self.initial(x.shape[0])
+        initial = self.initial(1)  # broadcasts over rows, so that no size is fixed
         given = iter(state)
         before = tree.tree_map(lambda _: next(given), initial)
         # Leaves are (K, B, .) or (B, .): a row that starts anew takes its initial values.
