@@ -91,9 +91,9 @@ def advance(
     m = state.m if state.drawn or not drawn else per_particle(state.c, K)
     c = past_x.read(m if drawn else state.c)
     u = model.features(frame)
-    g, g_next = (
-        model.seen_x.run(_lift(model.recognition(frame)), state.g, fused=False) if reads else (None, state.g)
-    )
+    g, g_next = None, state.g
+    if reads:
+        g, g_next = model.seen_x.run(_lift(model.recognition(frame)), state.g, fused=False)
 
     past = Past(c, state.h, control, None)
     prior = expand(model.prior(past), lead)
@@ -112,14 +112,11 @@ def advance(
     increment = likelihood.log_prob(frame.x, observed)
     if own:
         increment = increment + at(prior, z).log_prob(z) - q.log_prob(z)
-    p_x = None
-    if predict:
-        ahead = (
-            present
-            if not own
-            else Present(c, model.absorb(past, sample_at(prior, noise.z)[0]), control, None)
-        )
-        p_x = expand(model.likelihood(ahead) if own else likelihood, lead)
+    p_x = likelihood if predict else None
+    if predict and own:
+        ahead = model.absorb(past, sample_at(prior, noise.z)[0])
+        p_x = model.likelihood(Present(c, ahead, control, None))
+    p_x = expand(p_x, lead)
 
     # The recursion reads x_t, drawn where it is missing.
     u_t = u

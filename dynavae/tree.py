@@ -69,10 +69,10 @@ def same_structure(tree: Any, other: Any) -> bool:
 
 
 def select(tree: Any, ancestors: Tensor) -> Any:
-    """Follow `ancestors` (K, B) in every (K, B, ...) tensor of a tree."""
+    """Follow `ancestors` (S, B) in every (K, B, ...) tensor of a tree: (S, B, ...)."""
 
     def follow(a: Tensor) -> Tensor:
-        index = ancestors.reshape(*ancestors.shape, *[1] * (a.ndim - 2)).expand_as(a)
+        index = ancestors.reshape(*ancestors.shape, *[1] * (a.ndim - 2)).expand(-1, *a.shape[1:])
         return torch.gather(a, 0, index)
 
     return tree_map(follow, tree)

@@ -249,6 +249,19 @@ def test_forecast_continues_the_particles(name):
     same(future.quantile(0.5), future.samples.quantile(0.5, dim=0))
 
 
+def test_forecast_draws_particles_by_their_weights():
+    model = causal("SRNN")
+    stream = model.stream(2, 3)
+    stream.step(torch.ones(2, 4))
+    state = stream.state
+    log_w = torch.tensor([[0.0, -torch.inf], [-torch.inf, -torch.inf], [-torch.inf, 0.0]]).double()
+    stream.state = state._replace(model=state.model._replace(log_w=log_w + math.log(3)))
+    paths = stream._paths(7, torch.Generator().manual_seed(0))
+    same(paths.h[:, 0], state.model.h[0, 0].expand(7, -1))
+    same(paths.h[:, 1], state.model.h[2, 1].expand(7, -1))
+    assert stream.forecast(2, samples=7).samples.shape == (7, 2, 2, 4)
+
+
 def test_forecast_of_an_exact_model():
     torch.manual_seed(0)
     model = LGSSM(x_dim=2, z_dim=2, control_dim=1).double()
