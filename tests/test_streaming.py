@@ -29,7 +29,9 @@ CAUSAL = {
     "VRNN": (VRNN, {}),
     "SRNN": (SRNN, {"inference": "filter"}),
 }
-CONTROLLED = {name: (cls, {**options, "control_dim": 2, "mask_input": True}) for name, (cls, options) in CAUSAL.items()}
+CONTROLLED = {
+    name: (cls, {**options, "control_dim": 2, "mask_input": True}) for name, (cls, options) in CAUSAL.items()
+}
 
 
 def causal(name, **options):
@@ -498,7 +500,9 @@ def compare_exported(model, program, batch, particles):
         if t == 3:
             x[:] = NAN
         control = torch.randn(batch, model.control_dim, dtype=torch.float64) if model.control_dim else None
-        fresh = torch.ones(batch, dtype=torch.bool) if t == 0 else torch.arange(batch) == (0 if t == 4 else -1)
+        fresh = (
+            torch.ones(batch, dtype=torch.bool) if t == 0 else torch.arange(batch) == (0 if t == 4 else -1)
+        )
         if t == 4:
             eager.reset(0)
         expected = eager.step(x, control)
