@@ -5,17 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
 from dynavae.tasks import TASKS, capabilities
-
-SMALL = {"x_dim": 3, "z_dim": 2, "h_dim": 4, "states": 2}
-
-
-def small(cls: type[SequentialLVM], **options: Any) -> SequentialLVM:
-    """A small instance, whatever sizes the constructor takes."""
-    sizes = {k: v for k, v in SMALL.items() if k in inspect.signature(cls).parameters}
-    return cls(**{**sizes, **options})
+from dynavae.testing import small
 
 
 def records() -> list[dict[str, Any]]:

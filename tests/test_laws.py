@@ -15,7 +15,17 @@ from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import GaussianHead, Memory
 from dynavae.nn import memory as memory_module
 from dynavae.noise import draw
-from dynavae.testing import LAWS, cases, check_model, dependency_table, describe, law_device, sequences, small
+from dynavae.testing import (
+    LAWS,
+    cases,
+    check_model,
+    dependency_table,
+    describe,
+    law_device,
+    law_docstring,
+    sequences,
+    small,
+)
 from dynavae.tree import cat
 
 CASES = list(cases())
@@ -25,6 +35,24 @@ CASES = list(cases())
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def test_law(case, law):
     law(case.build)
+
+
+@pytest.mark.parametrize("cls", MODELS.values(), ids=MODELS)
+def test_docstring_says_what_is_read(cls):
+    law_docstring(cls)
+
+
+def test_a_docstring_that_is_wrong_or_silent_is_caught():
+    class Wrong(VRNN):
+        """Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_t)``"""
+
+    class Silent(VRNN):
+        """Says nothing."""
+
+    with pytest.raises(AssertionError, match="but it reads"):
+        law_docstring(Wrong)
+    with pytest.raises(AssertionError, match="should have a line"):
+        law_docstring(Silent)
 
 
 @pytest.mark.gpu
@@ -44,7 +72,10 @@ def test_cases_cover_every_model_and_variant():
 
 
 class TwoLevels(SequentialLVM):
-    """z_t = (a_t, b_t): a_t | a_{t-1};  b_t | a_t, b_{t-1};  x_t | a_t, b_t;  q likewise, with x_{t:T}."""
+    """z_t = (a_t, b_t): a_t | a_{t-1};  b_t | a_t, b_{t-1};  x_t | a_t, b_t;  q likewise, with x_{t:T}.
+
+    Reads: ``p(z_t | z_{t-1:t})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1:t})``
+    """
 
     def __init__(
         self, x_dim: int, h_dim: int = 5, sizes: tuple[int, ...] = (2, 1), control_dim: int = 0

@@ -9,10 +9,10 @@ import torch
 
 import dynavae
 from dynavae import LGSSM, RVAE, SRNN, VRNN, Resampling, Sequences, bootstrap
-from dynavae.catalogue import small
 from dynavae.data import SequenceDataset
 from dynavae.models import MODELS
 from dynavae.tasks import capabilities
+from dynavae.testing import small
 
 NAN = float("nan")
 NAMES = list(MODELS)
@@ -28,7 +28,7 @@ def sequences():
 
 def model_of(name, **options):
     torch.manual_seed(0)
-    return small(MODELS[name], **options)
+    return small(MODELS[name], x_dim=3, **options).float()
 
 
 @pytest.mark.parametrize("name", NAMES)

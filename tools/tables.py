@@ -7,9 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-from dynavae.catalogue import small, task_table
+from dynavae.catalogue import task_table
 from dynavae.models import MODELS
-from dynavae.testing import dependency_table
+from dynavae.testing import dependency_table, small
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +26,7 @@ def dependencies() -> str:
 
 
 def _math(reads: str | None) -> str:
-    return f"${reads}$" if reads else "–"
+    return "$" + reads.replace("<=", r"\le ") + "$" if reads else "–"
 
 
 def results() -> str:

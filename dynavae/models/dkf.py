@@ -55,6 +55,8 @@ class DKF(SequentialLVM):
     z_{t-1} by averaging tanh(W z_{t-1}) with the recurrent states; ``MF-L`` and ``MF-LR`` do not read
     z_{t-1}; MF-LR multiplies two Gaussians. ST-L and MF-L are causal: only they can filter.
 
+    Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
+
     References: Krishnan, Shalit and Sontag, Deep Kalman Filters, 2015, arXiv:1511.05121; Structured Inference
     Networks for Nonlinear State Space Models, AAAI 2017, arXiv:1609.09869 (the DMM).
     Differs from the papers: a floor below the softplus variance. ``first="transition"`` applies the transition to

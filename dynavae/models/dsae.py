@@ -20,6 +20,8 @@ class DSAE(SequentialLVM):
         p(x, z, w) &= p(w) \prod_t p(z_t \mid z_{<t})\, p(x_t \mid z_t, w), \qquad p(w) = \mathcal N(0, I) \\
         q(z, w \mid x) &= q(w \mid x_{1:T}) \prod_t q(z_t \mid x_{1:T}, w)
 
+    Reads: ``p(z_t | z_{<t})  p(x_t | z_t, w)  q(z_t | x_{1:T}, w)  q(w | x_{1:T})``
+
     Reference: Li and Mandt, Disentangled Sequential Autoencoder, 2018, arXiv:1803.02991 (the "full" model).
     Differs from the paper: sizes of the DVAE review; w is called f in the paper and v in the review.
     Not this model: for a posterior that follows its own samples z_{t-1}, see :class:`DKF`.

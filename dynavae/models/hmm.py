@@ -26,6 +26,8 @@ class HMM(SequentialLVM):
     :math:`p(x_{t:T} \mid z_t)`, so every sampled path has weight log p(x): its ELBO with a sampled KL is the
     likelihood, and so is its gradient, although z is discrete.
 
+    Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
+
     References: Rabiner, A Tutorial on Hidden Markov Models, 1989.
     Differs from the reference: nothing; observations that are missing, whole or in part, are left out exactly.
     Not this model: for states that move continuously, see :class:`LGSSM` and :class:`DKF`.

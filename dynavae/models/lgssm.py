@@ -14,6 +14,9 @@ from dynavae.distributions import MultivariateNormal
 from dynavae.exact import kalman
 from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
 
+FLOOR = 1e-4
+"""Least diagonal of the Cholesky factors of P_0 and Q."""
+
 
 class LGSSM(SequentialLVM):
     r"""Linear-Gaussian state-space model (Kalman filter and smoother): the oracle of every estimator.
@@ -27,6 +30,8 @@ class LGSSM(SequentialLVM):
     path has weight log p(x): the ELBO with a sampled KL *is* the likelihood, whatever the number of paths,
     with values and coordinates missing. The control u_t drives the step into z_t; none enters z_1.
 
+    Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
+
     References: Kalman 1960; Rauch, Tung and Striebel 1965; Roweis and Ghahramani, A Unifying Review of Linear
     Gaussian Models, 1999.
     Differs from the references: covariances are held by Cholesky factors with a softplus diagonal.
@@ -37,6 +42,7 @@ class LGSSM(SequentialLVM):
         z_dim: state dimensions.
         control_dim: known inputs per frame.
         noise: "full" or "diagonal" covariance R of the observations.
+        min_scale: floor of the diagonal of R's Cholesky factor: a coordinate that never changes has no density.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
 
@@ -51,18 +57,28 @@ class LGSSM(SequentialLVM):
     exact = True
     variants = {"diagonal": {"noise": "diagonal"}}  # noqa: RUF012
 
-    def __init__(self, x_dim: int, z_dim: int = 4, control_dim: int = 0, noise: str = "full") -> None:
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int = 4,
+        control_dim: int = 0,
+        noise: str = "full",
+        min_scale: float = 1e-4,
+    ) -> None:
         super().__init__(x_dim, z_dim, {"emission": "gaussian", "scale": "fixed"}, control_dim)
         if noise not in ("full", "diagonal"):
             raise ValueError(f"noise should be 'full' or 'diagonal'; got {noise!r}.")
-        self.full = noise == "full"
+        if min_scale <= 0:
+            raise ValueError(f"min_scale should be positive; got {min_scale}.")
+        self.full, self.min_scale = noise == "full", min_scale
         self.m0 = nn.Parameter(torch.zeros(z_dim))
         self.A = nn.Parameter(0.9 * torch.eye(z_dim) + 0.05 * torch.randn(z_dim, z_dim) / math.sqrt(z_dim))
         self.b = nn.Parameter(torch.zeros(z_dim))
         self.C = nn.Parameter(torch.randn(x_dim, z_dim) / math.sqrt(z_dim))
         self.d = nn.Parameter(torch.zeros(x_dim))
         self.raw_P0, self.raw_Q = (nn.Parameter(_raw(z_dim, s)) for s in (1.0, 0.3))
-        self.raw_R = nn.Parameter(_raw(x_dim, 0.5) if self.full else _raw(x_dim, 0.5).diagonal().clone())
+        raw_R = _raw(x_dim, max(0.5, 1.5 * min_scale), min_scale)
+        self.raw_R = nn.Parameter(raw_R if self.full else raw_R.diagonal().clone())
         self.B = nn.Parameter(0.1 * torch.randn(z_dim, control_dim)) if control_dim else None
         self.D = nn.Parameter(torch.zeros(x_dim, control_dim)) if control_dim else None
 
@@ -75,7 +91,8 @@ class LGSSM(SequentialLVM):
     @property
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Lower Cholesky factors of P_0, Q and R."""
-        R = _factor(self.raw_R) if self.full else torch.diag(softplus(self.raw_R) + 1e-4)
+        floor = self.min_scale
+        R = _factor(self.raw_R, floor) if self.full else torch.diag(softplus(self.raw_R) + floor)
         return _factor(self.raw_P0), _factor(self.raw_Q), R
 
     @torch.no_grad()
@@ -95,7 +112,7 @@ class LGSSM(SequentialLVM):
                 )
             value = torch.as_tensor(value, dtype=target.dtype, device=target.device)
             if covariance:
-                value = _unfactor(torch.linalg.cholesky(value))
+                value = _unfactor(torch.linalg.cholesky(value), self.min_scale if name == "R" else FLOOR)
                 value = value if target.ndim == 2 else value.diagonal()
             if value.shape != target.shape:
                 raise ValueError(f"{name} should have shape {tuple(target.shape)}; got {tuple(value.shape)}.")
@@ -193,14 +210,15 @@ def _moments(belief: Any) -> tuple[Tensor, Tensor]:
     return belief.mean.transpose(0, 1), stddev.transpose(0, 1)
 
 
-def _factor(raw: Tensor) -> Tensor:
+def _factor(raw: Tensor, floor: float = FLOOR) -> Tensor:
     """A lower triangular factor with a positive diagonal."""
-    return raw.tril(-1) + torch.diag(softplus(raw.diagonal()) + 1e-4)
+    return raw.tril(-1) + torch.diag(softplus(raw.diagonal()) + floor)
 
 
-def _unfactor(L: Tensor) -> Tensor:
-    return L.tril(-1) + torch.diag(torch.log(torch.expm1((L.diagonal() - 1e-4).clamp(min=1e-12))))
+def _unfactor(L: Tensor, floor: float = FLOOR) -> Tensor:
+    """The inverse of :func:`_factor`; a diagonal below the floor is raised to it."""
+    return L.tril(-1) + torch.diag(torch.log(torch.expm1((L.diagonal() - floor).clamp(min=1e-12))))
 
 
-def _raw(dim: int, scale: float) -> Tensor:
-    return _unfactor(scale * torch.eye(dim))
+def _raw(dim: int, scale: float, floor: float = FLOOR) -> Tensor:
+    return _unfactor(scale * torch.eye(dim), floor)

@@ -21,6 +21,8 @@ class RVAE(SequentialLVM):
             \prod_t p(z_t)\, p(x_t \mid z_{1:T}) \;\text{(non-causal)}, \qquad p(z_t) = \mathcal N(0, I) \\
         q(z \mid x) &= \prod_t q(z_t \mid z_{<t}, x_{t:T}) \quad\text{or}\quad \prod_t q(z_t \mid z_{<t}, x_{1:T})
 
+    Reads: ``p(z_t | N(0, I))  p(x_t | z_{<=t})  q(z_t | x_{t:T}, z_{<t})``
+
     Reference: Leglaive, Alameda-Pineda, Girin and Horaud, A Recurrent Variational Autoencoder for Speech
     Enhancement, 2020, arXiv:1910.10942.
     Differs from the paper: no layer before the posterior's heads by default, as in the DVAE review;

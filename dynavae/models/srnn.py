@@ -25,6 +25,8 @@ class SRNN(SequentialLVM):
 
     d sees no z, so it is computed for all t at once; the smoothing q has the structure of the true posterior.
 
+    Reads: ``p(z_t | x_{<t}, z_{t-1})  p(x_t | x_{<t}, z_t)  q(z_t | x_{1:T}, z_{t-1})``
+
     Reference: Fraccaro, Sønderby, Paquet and Winther, Sequential Neural Models with Stochastic Layers, 2016,
     arXiv:1605.07571. ``residual=True`` is its Res_q: posterior mean = prior mean + network.
     Differs from the paper: one trunk gives mean and log-variance; ``shared_features=True`` (the paper's

@@ -35,6 +35,8 @@ class STORN(SequentialLVM):
             h_t = \mathrm{RNN}(h_{t-1}, [\varphi_z(z_t), \varphi_x(x_{t-1})]) \\
         q(z \mid x) &= \prod_t q(z_t \mid x_{1:t})
 
+    Reads: ``p(z_t | N(0, I))  p(x_t | x_{<t}, z_{<=t})  q(z_t | x_{<=t})``
+
     Reference: Bayer and Osendorfer, Learning Stochastic Recurrent Networks, 2014, arXiv:1411.7610.
     Differs from the paper: the recognition network reads x_t (``reads="current"``, as every published
     comparison does); ``"past"`` (x_{<t}, the paper's text) and ``"full"`` (both directions) are options.

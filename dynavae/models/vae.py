@@ -20,6 +20,8 @@ class VAE(SequentialLVM):
         p(x, z) = \prod_t p(z_t)\, p(x_t \mid z_t), \qquad q(z \mid x) = \prod_t q(z_t \mid x_t),
         \qquad p(z_t) = \mathcal N(0, I)
 
+    Reads: ``p(z_t | N(0, I))  p(x_t | z_t)  q(z_t | x_t)``
+
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, arXiv:1312.6114.
     Differs from the paper: nothing; a frame that is missing has its prior as posterior.
     Not this model: anything that must use the order of the frames; see :class:`DKF` for the smallest step up.

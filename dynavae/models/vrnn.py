@@ -21,6 +21,8 @@ class VRNN(SequentialLVM):
         q(z \mid x) &= \prod_t q(z_t \mid x_{\le t}, z_{<t}), \qquad
         h_{t+1} = \mathrm{RNN}(h_t, [\varphi_x(x_t), \varphi_z(z_t)])
 
+    Reads: ``p(z_t | x_{<t}, z_{<t})  p(x_t | x_{<t}, z_{<=t})  q(z_t | x_{<=t}, z_{<t})``
+
     Reference: Chung et al., A Recurrent Latent Variable Model for Sequential Data, 2015, arXiv:1506.02216.
     Differs from the paper: sizes are free and log-variances are clamped; ``residual=True`` adds the prior mean to
     the posterior mean, as the FIVO experiments do; ``prior="standard"`` is VRNN-I.

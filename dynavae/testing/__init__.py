@@ -17,7 +17,7 @@ from dynavae.model import SequentialLVM
 from dynavae.testing.bounds import law_bounds, law_divergence, law_exact, law_generation, law_marginal
 from dynavae.testing.cases import Case, cases, describe, sequences, small
 from dynavae.testing.equality import law_chunks, law_fast_equals_slow
-from dynavae.testing.factorisation import DependencyTable, dependency_table, law_factorisation
+from dynavae.testing.factorisation import DependencyTable, dependency_table, law_docstring, law_factorisation
 from dynavae.testing.hygiene import (
     law_checkpoint,
     law_copy,
@@ -68,6 +68,7 @@ def check_model(cls: type[SequentialLVM]) -> None:
     Raises:
         AssertionError: at the first law that is broken, with the model, the law and the numbers.
     """
+    law_docstring(cls)
     for case in cases(cls):
         for law in LAWS.values():
             law(case.build)
@@ -89,6 +90,7 @@ __all__ = [
     "law_copy",
     "law_device",
     "law_divergence",
+    "law_docstring",
     "law_exact",
     "law_factorisation",
     "law_fast_equals_slow",

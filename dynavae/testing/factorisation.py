@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ from dynavae.model import Past, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized
 from dynavae.scan import State, Trajectory, scan
-from dynavae.testing.cases import leaves, require, sequences
+from dynavae.testing.cases import leaves, require, sequences, small
 
 STEPS, ROWS = 6, 3
 
@@ -205,6 +207,20 @@ def dependency_table(model: SequentialLVM) -> DependencyTable:
         static = "x_{1:T}" if len(frames) == STEPS else f"x at {frames}"
     prior = row("prior") or ("N(0, I)" if found.standard else "")
     return DependencyTable(prior, row("likelihood"), row("posterior"), static)
+
+
+def law_docstring(cls: type[SequentialLVM]) -> None:
+    """The docstring's line "Reads:" says what the factors of the default model really read.
+
+    Raises:
+        AssertionError: if the line is missing or says something else.
+    """
+    found = str(dependency_table(small(cls)))
+    said = re.search(r"Reads: ``(.*?)``", inspect.getdoc(cls) or "")
+    assert said, f"the docstring of {cls.__name__} should have a line\n    Reads: ``{found}``"
+    assert said[1] == found, (
+        f"the docstring of {cls.__name__} says it reads\n    {said[1]}\nbut it reads\n    {found}"
+    )
 
 
 def name_set(variable: str, reads: Tensor) -> str:
