@@ -3,7 +3,7 @@
     python benchmarks/streaming.py [--steps 300] [--models VRNN,LGSSM] [--x_dim 8] [--batch 1]
 
 Milliseconds per step, the median over the steps: with the prediction of x_t (`full`), without it (`lean`), at a frame with
-a missing coordinate (`gap`); and the exported step, where the model has one, in the same process.
+a missing coordinate (`gap`); and of the exported program, not compiled, where the model has one (`exported`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
 from dynavae.runs import table
-from dynavae.tasks import capabilities
+from dynavae.tasks import capabilities, export_step, step_inputs
 
 OPTIONS: dict[str, dict[str, Any]] = {"LGSSM": {"z_dim": 16}, "HMM": {"states": 64}}
 
@@ -48,7 +50,24 @@ def measure(name: str, particles: int, x_dim: int, batch: int, steps: int) -> di
     for column, predict, frame in (("full", True, x), ("lean", False, x), ("gap", True, holed)):
         stream = model.stream(batch, particles, predict=predict)
         record[column] = round(median(lambda s=stream, f=frame: s.step(f), steps), 3)
+    record["exported"] = None if model.exact else round(exported(model, particles, x, steps), 3)
     return record
+
+
+@torch.inference_mode()
+def exported(model: SequentialLVM, particles: int, x: Tensor, steps: int) -> float:
+    """Milliseconds of the exported program on a complete frame, noise included."""
+    with torch.inference_mode(False):
+        program = export_step(model, particles, batch=len(x)).module()
+    inputs = step_inputs(model, len(x), particles)
+    observed, fresh = torch.ones_like(inputs.observed), torch.zeros_like(inputs.fresh)
+    state = [inputs.state]
+
+    def step() -> None:
+        noise = torch.randn(inputs.noise.shape)
+        _, state[0] = program(x, observed, fresh, None, noise, state[0])
+
+    return median(step, steps)
 
 
 def main() -> int:
