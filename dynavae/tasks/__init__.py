@@ -7,6 +7,7 @@ particles are resampled. Batch-first in and out; results do not depend on the ba
 from dynavae.tasks.capabilities import TASKS, capabilities, require
 from dynavae.tasks.export import StepInputs, export_step, step_inputs
 from dynavae.tasks.latents import Latents, filter, smooth
+from dynavae.tasks.predicted import Predicted
 from dynavae.tasks.prediction import (
     Forecast,
     Generated,
@@ -18,7 +19,7 @@ from dynavae.tasks.prediction import (
     reconstruct,
 )
 from dynavae.tasks.scoring import Score, score
-from dynavae.tasks.streaming import Predicted, Step, Stream, StreamState
+from dynavae.tasks.streaming import Step, Stream, StreamState
 
 __all__ = [
     "TASKS",

@@ -15,7 +15,8 @@ from dynavae.proposals import amortized
 from dynavae.resampling import Resampling
 from dynavae.scan import State
 from dynavae.tasks.capabilities import require
-from dynavae.tasks.streaming import Predicted, leaves
+from dynavae.tasks.predicted import Predicted
+from dynavae.tasks.streaming import leaves
 
 
 class StepInputs(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynavae import step, tree
 from dynavae.batch import Sequences
-from dynavae.distributions import Categorical, expand
+from dynavae.distributions import expand
 from dynavae.model import Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.proposals import Amortized, Proposal, amortized, bootstrap
@@ -20,66 +20,8 @@ from dynavae.resampling import Resampling, choose
 from dynavae.scan import State, scan
 from dynavae.tasks.capabilities import needs_the_whole, require
 from dynavae.tasks.common import evaluating
+from dynavae.tasks.predicted import Predicted
 from dynavae.tasks.prediction import Forecast, center
-
-
-class Predicted(NamedTuple):
-    r"""p(x_t | x_<t), one step ahead, as the mixture :math:`\sum_k W_k\, p_k(x_t)` over particles.
-
-    Each component has its own draw of z_t from the prior: with few particles the mixture is narrower than the
-    distribution. For an exact model the mixture is exact.
-    """
-
-    components: Any  # distributions with leading axes (K, B)
-    log_weights: Float[Tensor, "K B"]  # normalised
-    noise: Float[Tensor, "N K B x_noise"]  # behind the samples, N of each component
-
-    @property
-    def mean(self) -> Float[Tensor, "B x_dim"]:
-        """Of x_t; for classes, the most probable one."""
-        if isinstance(self.components, Categorical):
-            return self._pooled.mean
-        return (self._weights * self.components.mean).sum(0)
-
-    @property
-    def stddev(self) -> Float[Tensor, "B x_dim"]:
-        """Of x_t, between and within components; for classes, the probability of another one than `mean`."""
-        if isinstance(self.components, Categorical):
-            return self._pooled.stddev
-        apart = (self.components.mean - self.mean).square()
-        return (self._weights * (self.components.stddev.square() + apart)).sum(0).sqrt()
-
-    @property
-    def samples(self) -> Float[Tensor, "S B x_dim"]:
-        """N draws of each component: S = N K, weighted by `weights`."""
-        return self.components.sample(self.noise).flatten(0, 1)
-
-    @property
-    def weights(self) -> Float[Tensor, "S B"]:
-        """Of the samples; each sequence's sum to one."""
-        n = len(self.noise)
-        return (self.log_weights.exp() / n).expand(n, -1, -1).flatten(0, 1)
-
-    def quantile(self, q: float) -> Float[Tensor, "B x_dim"]:
-        """The smallest sample that at least a share q of the weight does not exceed."""
-        if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is a share from 0 to 1; got {q}.")
-        values, order = self.samples.sort(0)
-        below = torch.gather(self.weights.unsqueeze(-1).expand_as(values), 0, order).cumsum(0) < q
-        index = below.sum(0, keepdim=True).clamp(max=len(values) - 1)
-        return torch.gather(values, 0, index)[0]
-
-    def log_prob(self, x: Float[Tensor, "B x_dim"], observed: Tensor | None = None) -> Float[Tensor, " B"]:
-        """Log-density of the mixture at any x (B, x_dim), nats."""
-        return torch.logsumexp(self.log_weights + self.components.log_prob(x, observed), 0)
-
-    @property
-    def _weights(self) -> Tensor:
-        return self.log_weights.exp().unsqueeze(-1)
-
-    @property
-    def _pooled(self) -> Categorical:
-        return Categorical((self._weights.unsqueeze(-1) * self.components.probs).sum(0).log())
 
 
 class Step(NamedTuple):
