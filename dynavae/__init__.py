@@ -26,6 +26,8 @@ def __getattr__(name: str) -> Any:
         import importlib
 
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in MODELS:  # registered without a line of its own above
+        return MODELS[name]
     raise AttributeError(f"module 'dynavae' has no attribute {name!r}")
 
 

@@ -27,7 +27,7 @@ from dynavae.diagnostics import first_nonfinite
 from dynavae.learner import Learner
 from dynavae.loading import loader, to_data
 from dynavae.model import SequentialLVM
-from dynavae.nn.heads import Bernoulli, Categorical, EmissionHead, PowerSpectrum
+from dynavae.nn.heads import EmissionHead
 from dynavae.scan import check_fits
 from dynavae.schedules import Row, kl_weight, learning_rate
 
@@ -247,24 +247,8 @@ def _check_data(what: str, data: SequenceDataset | Sequences, model: SequentialL
     like = next(model.parameters())
     first = data[[0]] if isinstance(data, Sequences) else data.batch([0])
     check_fits(model, first.to(device=like.device, dtype=like.dtype))
-    emission = model.emission
-    if isinstance(emission, Bernoulli):
-        low, high, kind = 0.0, 1.0, "from 0 to 1"
-    elif isinstance(emission, Categorical):
-        low, high, kind = 0.0, emission.classes - 1.0, f"class numbers from 0 to {emission.classes - 1}"
-    elif isinstance(emission, PowerSpectrum):
-        low, high, kind = 0.0, torch.inf, "powers, 0 or more"
-    else:
-        return
     for i, (x, _) in enumerate(_values(data)):
-        lowest, highest = float(x.min()), float(x.max())
-        fraction = isinstance(emission, Categorical) and bool((x != x.round()).any())
-        if lowest < low or highest > high or fraction:
-            raise ValueError(
-                f"{type(emission).__name__} emission: values of {what} should be {kind}; sequence "
-                f"{data.names[i]!r} goes from {lowest:g} to {highest:g}{', with fractions' if fraction else ''}. "
-                "Rescale the data, or choose another emission."
-            )
+        model.emission.check(x, f"{what}, sequence {data.names[i]!r},")
 
 
 def _prepare(out: Path | None, resume: bool | None) -> Path | None:

@@ -55,6 +55,17 @@ def test_a_docstring_that_is_wrong_or_silent_is_caught():
         law_docstring(Silent)
 
 
+def test_check_model_says_where_a_model_stopped():
+    class Misfit(TwoLevels):
+        """Reads: ``p(z_t | z_{t-1:t})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1:t})``"""
+
+        def likelihood(self, present: Present) -> Any:
+            return self.p_x(present.h[..., 1:])
+
+    with pytest.raises(AssertionError, match=r"law docstring stopped in likelihood, line \d+: RuntimeError"):
+        check_model(Misfit)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES, ids=[c.name for c in CASES])
 def test_cuda_equals_cpu(case):

@@ -42,10 +42,6 @@ def test_dependency_table(name, options, prior, likelihood, posterior, static):
     assert dependency_table(small(MODELS[name], **options)) == (prior, likelihood, posterior, static)
 
 
-def test_every_model_is_in_the_table():
-    assert {row[0] for row in TABLE} == set(MODELS)
-
-
 # --- numbers of parameters: DVAE review, speech (513 frequencies) and motion (96 coordinates) ----------
 
 SPEECH = dict(x_dim=513, z_dim=16, emission="power_spectrum")

@@ -197,6 +197,15 @@ def test_bad_input_gets_a_sentence():
         dynavae.generate(model, batch=0)
     with pytest.raises(ValueError, match="decodes x_t from z_1:T"):
         dynavae.score(RVAE(x_dim=3, z_dim=2, h_dim=3, decoder="noncausal"), x, "fivo", particles=3)
+    binary = VRNN(x_dim=3, z_dim=2, h_dim=3, emission="bernoulli")
+    for task in (dynavae.score, dynavae.smooth, dynavae.impute, dynavae.filter, dynavae.reconstruct):
+        with pytest.raises(
+            ValueError, match="Bernoulli emission: values of x should be from 0 to 1; they go from -2 to"
+        ):
+            task(binary, x - 2)
+    classes = VRNN(x_dim=3, z_dim=2, h_dim=3, emission={"emission": "categorical", "classes": 4})
+    with pytest.raises(ValueError, match="class numbers from 0 to 3"):
+        dynavae.score(classes, x + 0.5)
     with pytest.raises(ValueError, match=r"x should have shape \(B, T, x_dim\)"):
         dynavae.score(model, torch.zeros(5, 3))
 

@@ -533,7 +533,7 @@ def test_unknown_options_and_data_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="VRNN was built for x_dim=4; the sequences have 3"):
         fit(vrnn(), binary(x_dim=3), **QUIET)
     with pytest.raises(
-        ValueError, match=r"Bernoulli emission: values of train should be from 0 to 1; sequence '0'"
+        ValueError, match=r"Bernoulli emission: values of train, sequence '0', should be from 0 to 1"
     ):
         fit(vrnn(), 2 * torch.ones(1, 3, 4), **QUIET)
     with pytest.raises(ValueError, match=r"class numbers from 0 to 2; .* with fractions"):

@@ -94,6 +94,22 @@ class Emission:
         bias[: len(mean)] = mean
         return bias, {}
 
+    @property
+    def support(self) -> tuple[float, float, str]:
+        """Least and greatest value of x, and the range in words."""
+        return -math.inf, math.inf, "any finite numbers"
+
+    def check(self, x: Tensor, what: str) -> None:
+        """Raise a sentence if x (..., x_dim; 0 where missing) holds a value that has no probability."""
+        low, high, words = self.support
+        lowest, highest = float(x.min()), float(x.max())
+        fraction = self.categorical and bool((x != x.round()).any())
+        if lowest < low or highest > high or fraction:
+            raise ValueError(
+                f"{type(self).__name__} emission: values of {what} should be {words}; they go from {lowest:g} to "
+                f"{highest:g}{', with fractions' if fraction else ''}. Rescale the data, or choose another emission."
+            )
+
     def to_config(self) -> dict[str, Any]:
         return {"emission": type(self).__name__, **dataclasses.asdict(self)}
 
@@ -191,6 +207,10 @@ class Bernoulli(Emission):
 
     discrete: ClassVar[bool] = True
 
+    @property
+    def support(self) -> tuple[float, float, str]:
+        return 0.0, 1.0, "from 0 to 1"
+
     def distribution(self, raw: Tensor, extra: dict[str, Tensor]) -> D.Bernoulli:
         return D.Bernoulli(raw)
 
@@ -219,6 +239,10 @@ class Categorical(Emission):
     def outputs(self, x_dim: int) -> int:
         return x_dim * self.classes
 
+    @property
+    def support(self) -> tuple[float, float, str]:
+        return 0.0, self.classes - 1.0, f"class numbers from 0 to {self.classes - 1}"
+
     def distribution(self, raw: Tensor, extra: dict[str, Tensor]) -> D.Categorical:
         return D.Categorical(raw.unflatten(-1, (-1, self.classes)))
 
@@ -241,6 +265,10 @@ class PowerSpectrum(Emission):
 
     def encode(self, x: Tensor) -> Tensor:
         return torch.log(x + 1e-10) if self.log_input else x
+
+    @property
+    def support(self) -> tuple[float, float, str]:
+        return 0.0, math.inf, "powers, 0 or more"
 
     def distribution(self, raw: Tensor, extra: dict[str, Tensor]) -> D.PowerSpectrum:
         return D.PowerSpectrum(raw.clamp(self.min_log_variance, self.max_log_variance))

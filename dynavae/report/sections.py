@@ -216,7 +216,9 @@ def kl_section(kl_per_dim: np.ndarray) -> Section:
     caption = (
         "KL from prior to posterior of each latent dimension, in nats per frame, largest first; "
         f"{html.number(kl_per_dim.sum())} "
-        f"nats per frame in all. {count}: their KL exceeds {ACTIVE_NATS} nats per frame (dashed line)."
+        f"nats per frame in all. {count}: their KL exceeds {ACTIVE_NATS} nats per frame (dashed line). "
+        "The chart of active units in training counts something else: coordinates whose posterior mean varies "
+        "(variance above 0.01), which a prior that moves also causes."
     )
     keys = html.legend(
         ("bar", "blue", "active"), ("bar", "muted", "inactive"), ("dashed", "orange", "threshold")

@@ -77,7 +77,9 @@ def batches(model: SequentialLVM, src: Source) -> Iterator[tuple[list[int], Sequ
     """(row numbers, Sequences) with the device and type of the model."""
     like = next(model.parameters())
     for index, take in src.batches:
-        yield index, take(index).to(device=like.device, dtype=like.dtype)
+        batch = take(index).to(device=like.device, dtype=like.dtype)
+        model.emission.check(batch.x, "x")
+        yield index, batch
 
 
 def seeds(seed: int, rows: list[int], block: int = 0) -> list[int]:

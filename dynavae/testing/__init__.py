@@ -11,6 +11,9 @@ Example:
 
 from __future__ import annotations
 
+import functools
+import inspect
+import traceback
 from collections.abc import Callable
 
 from dynavae.model import SequentialLVM
@@ -68,10 +71,36 @@ def check_model(cls: type[SequentialLVM]) -> None:
     Raises:
         AssertionError: at the first law that is broken, with the model, the law and the numbers.
     """
-    law_docstring(cls)
-    for case in cases(cls):
-        for law in LAWS.values():
-            law(case.build)
+    checks = [(cls.__name__, "docstring", functools.partial(law_docstring, cls))]
+    checks += [
+        (case.name, name, functools.partial(law, case.build))
+        for case in cases(cls)
+        for name, law in LAWS.items()
+    ]
+    for case_name, law_name, check in checks:
+        try:
+            check()
+        except AssertionError:
+            raise
+        except Exception as error:
+            raise AssertionError(_stopped(cls, case_name, law_name, error)) from error
+
+
+def _stopped(cls: type[SequentialLVM], case: str, law: str, error: Exception) -> str:
+    """Where in the model a law stopped, and what that usually means."""
+    file = inspect.getfile(cls)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    where = (
+        f"in {frames[-1].name}, line {frames[-1].lineno}"
+        if frames
+        else "in the engine, after its methods ran"
+    )
+    return (
+        f"{case}: law {law} stopped {where}: {type(error).__name__}: {error}\n"
+        "Check that layer sizes fit what is fed to them; that features are joined with dynavae.tree.cat, which "
+        "broadcasts (B, .) against (K, B, .); that initial uses `lead`; that prior, likelihood and posterior return "
+        "distributions; and that a method which reads past.prior is declared with reads_prior = True."
+    )
 
 
 __all__ = [

@@ -268,6 +268,14 @@ def law_factorisation(build: Callable[[], SequentialLVM]) -> None:
     forbid("prior", "z", future if chained else present | future, "s >= t")
     forbid("likelihood", "x", present | future, "s >= t")
     forbid("posterior", "z", future if chained else present | future, "s >= t")
+    if model.w_dim:
+        used = bool(found.w["prior"] or found.w["likelihood"])
+        require(
+            used,
+            law,
+            model,
+            "neither prior nor likelihood reads the per-sequence latent w: drop w_dim, or use it.",
+        )
     if model.per_step_likelihood:
         forbid("likelihood", "z", future, "s > t, but per_step_likelihood is declared")
     else:
