@@ -13,7 +13,7 @@ from dynavae.models import DKF, DSAE, HMM, LGSSM, MODELS, RVAE, SRNN, STORN, VAE
 from dynavae.proposals import amortized, bootstrap
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
-from dynavae.tasks import filter, forecast, generate, impute, reconstruct, score, smooth
+from dynavae.tasks import export_step, filter, forecast, generate, impute, reconstruct, score, smooth
 
 __version__ = "0.1.0"
 
@@ -47,6 +47,7 @@ __all__ = [
     "SequentialLVM",
     "amortized",
     "bootstrap",
+    "export_step",
     "filter",
     "fit",
     "forecast",

@@ -395,7 +395,9 @@ def expand(d: Any, lead: tuple[int, ...]) -> Any:
     if isinstance(d, Either):
         return Either(d.mask.expand(lead), expand(d.first, lead), expand(d.second, lead))
     own = OWN_AXES.get(type(d))
-    if own is None or all(a.shape[:-k] == lead for a, k in zip(d, own, strict=True)):
+    if own is None or all(
+        a.ndim - k == len(lead) and a.shape[:-k] == lead for a, k in zip(d, own, strict=True)
+    ):
         return d
     dim = d[0].shape[-1]
     shapes = [(*lead, dim) if k == 1 else (*lead, *a.shape[-2:]) for a, k in zip(d, own, strict=True)]

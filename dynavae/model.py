@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from dynavae.distributions import standard_normal
 from dynavae.nn.heads import Emission, EmissionHead, to_emission
 from dynavae.nn.memory import Empty, Memory
 from dynavae.tree import cat
+
+if TYPE_CHECKING:
+    from dynavae.tasks.streaming import Stream
 
 
 class Frame(NamedTuple):
@@ -67,6 +70,17 @@ class Evidence(NamedTuple):
     w: Tensor | None  # per-sequence latent (K, B, w_dim), already drawn
 
 
+class ExactStep(NamedTuple):
+    """What an exact model knows once x_t was seen."""
+
+    belief: Any  # p(z_t | x_<=t): a tree of (B, .) tensors
+    mean: Tensor  # of it (B, .), as `exact_filter` gives it
+    stddev: Tensor
+    log_prob: Tensor  # log p(x_t | x_<t) of the observed values (B,), nats
+    p_x: Any  # p(x_t | x_<t): components (C, B, .) of a mixture
+    log_weights: Tensor  # of the components (C, B)
+
+
 class SequentialLVM(nn.Module, abc.ABC):
     """Base of every model. A subclass writes the factors; every task and objective then works.
 
@@ -94,6 +108,8 @@ class SequentialLVM(nn.Module, abc.ABC):
     exact: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named constructor options that the laws also run on, beside the defaults."""
+    causal_variant: ClassVar[dict[str, Any]] = {}
+    """Constructor options that make the posterior causal, if the defaults do not: refusals name them."""
 
     x_dim: int
     z_dim: int
@@ -233,9 +249,29 @@ class SequentialLVM(nn.Module, abc.ABC):
         """Mean and standard deviation of p(z_t | x_1:T), each (B, T, .)."""
         raise TypeError(f"{type(self).__name__} has no exact smoother.")
 
+    def exact_start(self, batch: int) -> Any:
+        """The belief before the first frame: a tree of (B, .) tensors."""
+        raise TypeError(f"{type(self).__name__} has no exact filter.")
+
+    def exact_step(self, belief: Any, frame: Frame) -> ExactStep:
+        """One step of the exact filter: the belief after x_<t, and x_t (B, x_dim), 0 where it is missing."""
+        raise TypeError(f"{type(self).__name__} has no exact filter.")
+
+    def exact_draw(self, belief: Any, noise: Tensor) -> Tensor:
+        """z_t drawn from a belief, given noise (S, B, z_noise_dim)."""
+        raise TypeError(f"{type(self).__name__} has no exact filter.")
+
     def latent_values(self, z: Tensor) -> Tensor:
         """z as numbers that may be averaged: one-hot codes where z is a class."""
         return z
+
+    # --- frame by frame -------------------------------------------------------------------------------
+
+    def stream(self, batch: int = 1, particles: int = 32, **options: Any) -> Stream:
+        """Filter, predict and score frames as they arrive: see :class:`~dynavae.tasks.streaming.Stream`."""
+        from dynavae.tasks.streaming import Stream
+
+        return Stream(self, batch, particles, **options)
 
     # --- saving -------------------------------------------------------------------------------------
 

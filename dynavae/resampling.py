@@ -86,3 +86,14 @@ class Resampling:
 def log_effective_size(log_w: Tensor) -> Tensor:
     """log of (sum w)^2 / sum w^2 over the particle axis, (B,)."""
     return 2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)
+
+
+def choose(log_w: Tensor, number: int, uniform: Tensor) -> Tensor:
+    """`number` systematic draws of K particles by their weights, (number, B); uniform (B,).
+
+    Example:
+        >>> choose(torch.tensor([[0.0], [-torch.inf]]), 3, torch.tensor([0.5])).flatten()
+        tensor([0, 0, 0])
+    """
+    steps = torch.arange(number, dtype=log_w.dtype, device=log_w.device).unsqueeze(-1)
+    return _invert(log_w, (steps + uniform) / number)

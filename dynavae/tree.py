@@ -69,10 +69,10 @@ def same_structure(tree: Any, other: Any) -> bool:
 
 
 def select(tree: Any, ancestors: Tensor) -> Any:
-    """Follow `ancestors` (K, B) in every (K, B, ...) tensor of a tree."""
+    """Follow `ancestors` (S, B) in every (K, B, ...) tensor of a tree: (S, B, ...)."""
 
     def follow(a: Tensor) -> Tensor:
-        index = ancestors.reshape(*ancestors.shape, *[1] * (a.ndim - 2)).expand_as(a)
+        index = ancestors.reshape(*ancestors.shape, *[1] * (a.ndim - 2)).expand(-1, *a.shape[1:])
         return torch.gather(a, 0, index)
 
     return tree_map(follow, tree)
@@ -94,7 +94,8 @@ def cat(*parts: Tensor | None) -> Tensor:
     """
     present = [p for p in parts if p is not None]
     lead = present[0].shape[:-1]
-    if any(p.shape[:-1] != lead for p in present):
+    # Number of axes first: a tuple is compared item by item, which would set the batch against the particles.
+    if any(p.ndim != present[0].ndim or p.shape[:-1] != lead for p in present):
         lead = torch.broadcast_shapes(*[p.shape[:-1] for p in present])
         present = [p.expand(*lead, p.shape[-1]) for p in present]
     return present[0] if len(present) == 1 else torch.cat(present, -1)

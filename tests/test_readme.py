@@ -22,13 +22,14 @@ def blocks(language):
 
 def test_python_examples_run():
     examples = blocks("python")
-    assert examples
-    for example in examples:
+    scopes: list[dict[str, object]] = [{} for _ in examples]
+    for example, scope in zip(examples, scopes, strict=True):
         torch.manual_seed(0)
-        scope: dict[str, object] = {}
         exec(compile(example, "README.md", "exec"), scope)
-    assert not scope["filled"].x.isnan().any()
-    assert scope["future"].mean.shape == (4, 10, 3)
+    batch, stream = (next(s for s in scopes if name in s) for name in ("filled", "stream"))
+    assert not batch["filled"].x.isnan().any()
+    assert batch["future"].mean.shape == (4, 10, 3)
+    assert stream["future"].mean.shape == (1, 10, 3)
 
 
 def test_commands_parse():

@@ -96,6 +96,7 @@ class DKF(SequentialLVM):
         "MF-LR": {"inference": "MF-LR", "transition": "mlp"},
         "aug": {"aug": True, "combiner_layers": ()},
     }
+    causal_variant = {"inference": "ST-L"}  # noqa: RUF012
 
     def __init__(
         self,

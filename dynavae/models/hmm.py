@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from dynavae.batch import Sequences
 from dynavae.distributions import Categorical
 from dynavae.exact import hmm
-from dynavae.model import Evidence, Past, Present, SequentialLVM
+from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
 from dynavae.nn import Emission, EmissionHead
 
 
@@ -125,6 +125,24 @@ class HMM(SequentialLVM):
         _, log_emission, lengths = self._filtered(batch)
         smoothed = hmm.hmm_smoother(self.log_initial, self.log_transition, log_emission, lengths)
         return _moments(smoothed.log_gamma)
+
+    def exact_start(self, batch: int) -> tuple[Tensor, Tensor]:
+        return self.log_initial.expand(batch, -1), self.zeros((batch,), 1)
+
+    def exact_step(self, belief: tuple[Tensor, Tensor], frame: Frame) -> ExactStep:
+        """One step of the forward algorithm; the belief is log p(z_t | x_<=t), and whether there was a step before."""
+        log_p, started = belief
+        moved = torch.logsumexp(log_p.unsqueeze(-1) + self.log_transition, -2)
+        predicted = torch.where(started > 0, moved, self.log_initial)
+        log_emission = self.log_emission(frame.x, frame.observed).unsqueeze(0)
+        f = hmm.hmm_filter(predicted, self.log_transition, log_emission)
+        p_x = self.p_x(torch.eye(self.states, dtype=log_p.dtype, device=log_p.device).unsqueeze(1))
+        p = f.log_filtered[0].exp()
+        after = f.log_filtered[0], torch.ones_like(started)
+        return ExactStep(after, p, (p * (1 - p)).sqrt(), f.log_likelihood[0], p_x, predicted.mT)
+
+    def exact_draw(self, belief: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
+        return Categorical(belief[0].unsqueeze(-2)).sample(noise)
 
     def most_probable_path(self, batch: Sequences) -> Tensor:
         """argmax over z_1:T of p(z, x), by the Viterbi algorithm, (B, T) class numbers."""

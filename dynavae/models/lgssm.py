@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from dynavae.batch import Sequences
 from dynavae.distributions import MultivariateNormal
 from dynavae.exact import kalman
-from dynavae.model import Evidence, Past, Present, SequentialLVM
+from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
 
 FLOOR = 1e-4
 """Least diagonal of the Cholesky factors of P_0 and Q."""
@@ -169,6 +169,40 @@ class LGSSM(SequentialLVM):
 
     def exact_smooth(self, batch: Sequences) -> tuple[Tensor, Tensor]:
         return _moments(kalman.kalman_smoother(self.parameters_in_moments, self._filtered(batch)))
+
+    def exact_start(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        z = self.z_dim
+        return (
+            self.m0.expand(batch, -1),
+            self.parameters_in_moments.P0.expand(batch, z, z),
+            self.zeros((batch,), 1),
+        )
+
+    def exact_step(self, belief: tuple[Tensor, Tensor, Tensor], frame: Frame) -> ExactStep:
+        """Kalman's predict and update; the belief is mean, covariance, and whether there was a step before."""
+        params = self.parameters_in_moments
+        mean, covariance, started = belief
+        moved = mean @ self.A.mT + self.b
+        if self.B is not None:
+            moved = moved + frame.control @ self.B.mT
+        first = started > 0
+        m0 = torch.where(first, moved, params.m0)
+        spread = self.A @ covariance @ self.A.mT + params.Q
+        P0 = torch.where(first.unsqueeze(-1), 0.5 * (spread + spread.mT), params.P0)
+        one = Frame(*(None if a is None else a.unsqueeze(0) for a in frame))
+        observed = torch.ones_like(one.x, dtype=torch.bool) if one.observed is None else one.observed
+        f = kalman.kalman_filter(params._replace(m0=m0, P0=P0), one.x, observed, one.control)
+        ahead = kalman.predictive_observation(params, f.predicted_mean, f.predicted_covariance, one.control)
+        p_x = MultivariateNormal(ahead.mean, torch.linalg.cholesky(ahead.covariance))
+        stddev = f.covariance[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+        after = f.mean[0], f.covariance[0], torch.ones_like(started)
+        return ExactStep(
+            after, f.mean[0], stddev, f.log_likelihood[0], p_x, f.log_likelihood.new_zeros(1, len(mean))
+        )
+
+    def exact_draw(self, belief: tuple[Tensor, Tensor, Tensor], noise: Tensor) -> Tensor:
+        mean, covariance, _ = belief
+        return MultivariateNormal(mean, torch.linalg.cholesky(covariance)).sample(noise)
 
 
 def _moments(belief: Any) -> tuple[Tensor, Tensor]:

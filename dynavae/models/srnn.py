@@ -60,6 +60,7 @@ class SRNN(SequentialLVM):
         "filter": {"inference": "filter", "memory": "gru"},
         "plain": {"residual": False, "shared_features": False, "memory_layers": 2},
     }
+    causal_variant = {"inference": "filter"}  # noqa: RUF012
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class STORN(SequentialLVM):
     autoregressive = True
     mean_field = True
     variants = {"past": {"reads": "past"}, "full": {"reads": "full", "memory": "gru"}}  # noqa: RUF012
+    causal_variant = {"reads": "current"}  # noqa: RUF012
 
     def __init__(
         self,

@@ -109,7 +109,7 @@ class Memory(nn.Module):
     def step(self, m: State, u: Tensor) -> State:
         """m_t and u_t give m_{t+1}; leading axes broadcast."""
         lead = m[0][0].shape[:-1]
-        if u.shape[:-1] != lead:
+        if u.ndim - 1 != len(lead) or u.shape[:-1] != lead:
             lead = torch.broadcast_shapes(u.shape[:-1], lead)
             u = u.expand(*lead, u.shape[-1])
             m = tree.tree_map(lambda a: a.expand(*lead, a.shape[-1]), m)

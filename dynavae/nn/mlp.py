@@ -130,6 +130,6 @@ class SplitMLP(nn.Module):
 
     def forward(self, split: Tensor, z: Tensor) -> Tensor:
         weight = self.from_z.weight
-        if split.shape[:-1] == z.shape[:-1] and z.ndim == 2:
+        if split.ndim == z.ndim == 2 and split.shape[:-1] == z.shape[:-1]:
             return self.rest(torch.addmm(split, z, weight.T))
         return self.rest(split + z @ weight.T)

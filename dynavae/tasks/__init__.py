@@ -1,11 +1,13 @@
-"""What a fitted model is for: score, filter, smooth, reconstruct, generate, forecast, impute.
+"""What a fitted model is for: score, filter, smooth, reconstruct, generate, forecast, impute, stream.
 
 Each is the one time loop with another choice of what is observed, where z comes from and whether
 particles are resampled. Batch-first in and out; results do not depend on the batch size.
 """
 
 from dynavae.tasks.capabilities import TASKS, capabilities, require
+from dynavae.tasks.export import StepInputs, export_step, step_inputs
 from dynavae.tasks.latents import Latents, filter, smooth
+from dynavae.tasks.predicted import Predicted
 from dynavae.tasks.prediction import (
     Forecast,
     Generated,
@@ -17,6 +19,7 @@ from dynavae.tasks.prediction import (
     reconstruct,
 )
 from dynavae.tasks.scoring import Score, score
+from dynavae.tasks.streaming import Step, Stream, StreamState
 
 __all__ = [
     "TASKS",
@@ -24,9 +27,15 @@ __all__ = [
     "Generated",
     "Imputation",
     "Latents",
+    "Predicted",
     "Reconstruction",
     "Score",
+    "Step",
+    "StepInputs",
+    "Stream",
+    "StreamState",
     "capabilities",
+    "export_step",
     "filter",
     "forecast",
     "generate",
@@ -35,4 +44,5 @@ __all__ = [
     "require",
     "score",
     "smooth",
+    "step_inputs",
 ]

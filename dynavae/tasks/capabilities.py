@@ -15,6 +15,7 @@ TASKS = (
     "generate",
     "forecast",
     "impute",
+    "stream",
 )
 """Columns of the model × task table: four bounds, then the tasks."""
 
@@ -35,6 +36,36 @@ def refusal(model: SequentialLVM, task: str) -> str | None:
         return (
             f"filter needs a causal posterior q(z_t | z_<t, x_<=t), but this {name} reads the future of x "
             f"(causal = False). Use smooth(...), or pass propose=bootstrap."
+        )
+    if task == "stream" and not model.exact:
+        whole = needs_the_whole(model)
+        if whole is not None or model.causal:
+            return whole
+        options = ", ".join(f"{k}={v!r}" for k, v in model.causal_variant.items())
+        variant = (
+            f"take the causal variant, {name}({options}),"
+            if options
+            else "take a causal model, such as VRNN,"
+        )
+        return (
+            f"stream needs a causal posterior q(z_t | z_<t, x_<=t), but this {name} reads the future of x "
+            f"(causal = False). Use smooth(...) on a window of frames, {variant} or pass propose=bootstrap."
+        )
+    return None
+
+
+def needs_the_whole(model: SequentialLVM) -> str | None:
+    """Why this model cannot go frame by frame, whatever proposes z_t; None if it can."""
+    name = type(model).__name__
+    if model.w_dim:
+        return (
+            f"stream takes one frame at a time, but this {name} infers a latent of the whole sequence from all "
+            "of x. Use smooth(...) on a window of frames, or a model without one, such as DKF(inference='ST-L')."
+        )
+    if not model.per_step_likelihood:
+        return (
+            f"stream needs p(x_t | z_<=t), but this {name} decodes x_t from z_1:T. Use smooth(...) on a window of "
+            "frames, or its causal decoder with propose=bootstrap."
         )
     return None
 

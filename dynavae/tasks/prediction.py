@@ -101,7 +101,7 @@ def reconstruct(
             parts.append((rows, batch_first(mean).masked_fill(~batch.valid.unsqueeze(-1), torch.nan)))
             lengths[rows] = batch.lengths.cpu()
     out = scatter(parts, src.size, src.steps, 1)
-    return Reconstruction(_center(model, out), out, lengths)
+    return Reconstruction(center(model, out), out, lengths)
 
 
 def generate(
@@ -205,7 +205,7 @@ def forecast(
             means.append((rows, batch_first(mean)))
             seen[rows] = start.cpu()
     x, mean = (scatter(parts, src.size, horizon, 1) for parts in (xs, means))
-    return Forecast(x, _center(model, mean), seen)
+    return Forecast(x, center(model, mean), seen)
 
 
 def _extend(
@@ -286,9 +286,9 @@ def impute(
     n, steps = src.size, src.steps
     x, mean = scatter(xs, n, steps, 1), scatter(means, n, steps, 1)
     observed = scatter(masks, n, steps, 0).nan_to_num(0).bool()
-    return Imputation(_center(model, mean), x, observed, lengths)
+    return Imputation(center(model, mean), x, observed, lengths)
 
 
-def _center(model: SequentialLVM, means: Tensor) -> Tensor:
+def center(model: SequentialLVM, means: Tensor) -> Tensor:
     """Average over paths; for classes, the most frequent one (the mean of class numbers means nothing)."""
     return means.mode(0).values if model.emission.categorical else means.mean(0)

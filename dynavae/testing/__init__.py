@@ -32,6 +32,7 @@ from dynavae.testing.hygiene import (
     law_types,
 )
 from dynavae.testing.leaks import law_batch, law_forecast, law_padding, law_rows, law_unseen
+from dynavae.testing.streams import law_stream
 
 Law = Callable[[Callable[[], SequentialLVM]], None]
 
@@ -41,6 +42,7 @@ LAWS: dict[str, Law] = {
     "factorisation": law_factorisation,
     "unseen": law_unseen,
     "forecast": law_forecast,
+    "stream": law_stream,
     "padding": law_padding,
     "batch": law_batch,
     "rows": law_rows,
@@ -130,6 +132,7 @@ __all__ = [
     "law_rows",
     "law_seeds",
     "law_sizes",
+    "law_stream",
     "law_types",
     "law_unseen",
     "sequences",
