@@ -12,6 +12,7 @@ from dynavae.data.dataset import SequenceDataset
 from dynavae.data.music import load_jsb, load_jsb16, load_muse, load_nottingham, load_piano
 from dynavae.data.npz import load_npz, save_npz
 from dynavae.data.splits import KINDS, DataSplits
+from dynavae.data.timeseries import load_physionet, load_pm25
 
 __all__ = ["DATASETS", "KINDS", "DataSplits", "SequenceDataset", "load", "load_npz", "save_npz"]
 
@@ -21,6 +22,8 @@ DATASETS: dict[str, Callable[..., DataSplits]] = {
     "muse": load_muse,
     "piano": load_piano,
     "jsb16": load_jsb16,
+    "pm25": load_pm25,
+    "physionet": load_physionet,
 }
 """The data sets known by name: ``load(name)`` calls ``DATASETS[name]()``."""
 
