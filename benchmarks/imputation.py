@@ -72,7 +72,7 @@ def pm25(seed: int) -> Task:
 
 
 def physionet(seed: int) -> Task:
-    splits = load("physionet", split_seed=0)
+    splits = load("physionet", seed=0)
     whole = splits.split("test").batch()
     chance = torch.rand(whole.x.shape, generator=torch.Generator().manual_seed(seed))
     hidden = whole.observed & (chance < HIDDEN_SHARE)
@@ -198,14 +198,18 @@ OPTIONS: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def model_samples(task: Task, name: str, seed: int, overrides: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+def model_samples(
+    task: Task, name: str, seed: int, overrides: dict[str, Any]
+) -> tuple[Tensor, dict[str, Any]]:
     """Train a model and draw completions: (S, B, T, x_dim), and what was trained."""
     options, training = OPTIONS[task.name, name]
     options = {**options, **{k: v for k, v in overrides.items() if k in options or k in ("emission",)}}
     training = {**training, **{k: v for k, v in overrides.items() if k not in options}}
     torch.manual_seed(seed)
     model = dynavae.models.MODELS[name](x_dim=task.truth.shape[-1], **options)
-    result = dynavae.fit(model, task.train, task.valid, seed=seed, progress=False, accelerator="cpu", **training)
+    result = dynavae.fit(
+        model, task.train, task.valid, seed=seed, progress=False, accelerator="cpu", **training
+    )
     parts = [
         dynavae.impute(model, task.test[rows], SAMPLES, seed=seed).samples
         for rows in torch.arange(len(task.truth)).split(100)
@@ -217,7 +221,12 @@ def model_samples(task: Task, name: str, seed: int, overrides: dict[str, Any]) -
     return torch.cat(parts, 1), facts
 
 
-BASELINES: dict[str, Callable[[Task, int], Tensor]] = {"mean": mean, "last": last, "linear": linear, "gru": gru}
+BASELINES: dict[str, Callable[[Task, int], Tensor]] = {
+    "mean": mean,
+    "last": last,
+    "linear": linear,
+    "gru": gru,
+}
 
 
 def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -76,7 +76,9 @@ class Loss:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} should be between 0 and 1; got {value}.")
         if not 0 <= hide_rate < 1:
-            raise ValueError(f"hide_rate is a share of the frames (or values), from 0 to below 1; got {hide_rate}.")
+            raise ValueError(
+                f"hide_rate is a share of the frames (or values), from 0 to below 1; got {hide_rate}."
+            )
         if score_hidden and (model.autoregressive or objective == "fivo"):
             raise ValueError(
                 "score_hidden scores x that the posterior has not read: a bound only where x is read by nothing else. "

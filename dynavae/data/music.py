@@ -82,7 +82,9 @@ def load_jsb16(*, folder: str | Path | None = None) -> DataSplits:
 
 
 def find(file: str, folder: str | Path | None = None, part: str = "music") -> Path:
-    """The path of a file of a data set (under the folder `part`, or beside it) in ``folder``, else in the folder named by DYNAVAE_DATA, else near by.
+    """The path of a file of a data set: in ``folder``, else in the folder named by DYNAVAE_DATA, else near by.
+
+    Everywhere it is looked for under the folder ``part``, then beside it.
 
     Raises:
         FileNotFoundError: it is nowhere; the sentence says which file is needed and how to set DYNAVAE_DATA.

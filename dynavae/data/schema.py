@@ -214,9 +214,11 @@ def parse_step(step: str | float, unit: str) -> tuple[float, str]:
 
 def to_months(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Months since January 1970; a whole number on the first of a month."""
-    days = seconds.astype("datetime64[s]") if seconds.dtype.kind == "M" else np.array(
-        seconds, dtype="int64"
-    ).astype("datetime64[s]")
+    days = (
+        seconds.astype("datetime64[s]")
+        if seconds.dtype.kind == "M"
+        else np.array(seconds, dtype="int64").astype("datetime64[s]")
+    )
     months = days.astype("datetime64[M]")
     length = ((months + 1).astype("datetime64[s]") - months.astype("datetime64[s]")).astype(np.float64)
     return months.astype(np.int64) + (days - months.astype("datetime64[s]")).astype(np.float64) / length

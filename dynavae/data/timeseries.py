@@ -79,7 +79,7 @@ def load_pm25(
                 names_x.append(name)
                 rows[split][name] = ["Beijing", float(times[a + start])]
         sets[split] = SequenceDataset(cut_x, names=names_x)
-    meta = {"schema": schema.to_dict(), "rows": rows, "x_names": list(header), "files": names}
+    meta = {"schema": schema.to_dict(), "rows": rows, "x_names": list(header), "files": list(names)}
     digest = hashlib.sha256(b"".join(contents)).hexdigest()
     return DataSplits("pm25", **sets, kind="real", meta=meta, sha256=digest)
 
@@ -96,7 +96,7 @@ def load_physionet(
     folder: str | Path | None = None,
     valid: float = 0.1,
     test: float = 0.2,
-    split_seed: int = 0,
+    seed: int = 0,
     standardize: bool = True,
 ) -> DataSplits:
     """The first 48 hours of 4000 stays in intensive care: 35 variables on an hourly grid, 80 % missing.
@@ -108,7 +108,7 @@ def load_physionet(
     Args:
         folder: where the file is.
         valid, test: shares of the stays.
-        split_seed: of the split.
+        seed: of the split.
         standardize: each variable to mean 0 and standard deviation 1 over the training split.
     """
     content = find("physionet2012_set_a.npz", folder, "timeseries").read_bytes()
@@ -126,7 +126,7 @@ def load_physionet(
     np.add.at(count, cell, 1)
     x = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     some = np.flatnonzero((count > 0).any((1, 2)))  # a few stays hold no reading of these variables
-    order = some[np.random.default_rng(split_seed).permutation(len(some))]
+    order = some[np.random.default_rng(seed).permutation(len(some))]
     n_valid, n_test = round(valid * len(some)), round(test * len(some))
     parts = {
         "train": np.sort(order[n_valid + n_test :]),
@@ -137,9 +137,7 @@ def load_physionet(
     if standardize:
         schema = schema.fitted(x[parts["train"]])
     sets = {
-        split: SequenceDataset(
-            list(schema.standardise(x[index])), names=[str(r) for r in a["record"][index]]
-        )
+        split: SequenceDataset(list(schema.standardise(x[index])), names=[str(r) for r in a["record"][index]])
         for split, index in parts.items()
     }
     rows = {split: {name: [name, 0.0] for name in data.names} for split, data in sets.items()}
@@ -147,8 +145,6 @@ def load_physionet(
         "schema": schema.to_dict(),
         "rows": rows,
         "x_names": list(columns),
-        "split": {"valid": valid, "test": test, "seed": split_seed},
+        "split": {"valid": valid, "test": test, "seed": seed},
     }
-    return DataSplits(
-        "physionet", **sets, kind="real", meta=meta, sha256=hashlib.sha256(content).hexdigest()
-    )
+    return DataSplits("physionet", **sets, kind="real", meta=meta, sha256=hashlib.sha256(content).hexdigest())
