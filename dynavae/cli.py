@@ -29,6 +29,26 @@ COMMANDS: dict[str, str] = {
     "list": "models (with the model × task table), data, emissions",
 }
 FROM_DATA = {"x_dim", "control_dim"}
+DATA_OPTIONS: dict[str, tuple[Any, str]] = {
+    "id_column": (str, "column whose rows of one value are one sequence"),
+    "time_column": (str, "column of the times: numbers or ISO dates"),
+    "columns": (list[str], "columns to model; default: all others"),
+    "controls": (list[str], "columns that are known inputs"),
+    "step": (
+        float | str,
+        "of the time grid: a number, or 15min, 1h, 7d, month; default: found if times are regular",
+    ),
+    "window": (int, "cut long sequences into pieces of so many frames"),
+    "stride": (int, "frames between the starts of training pieces; default: window"),
+    "split_column": (str, "column that says train, valid or test"),
+    "valid": (float | list[str], "share, or list of ids, to validate on"),
+    "test": (float | list[str], "share, or list of ids, to test on"),
+    "split_seed": (int, "seed of the split"),
+    "standardize": (bool, "to mean 0 and standard deviation 1 over the training part; default: real values"),
+    "kind": (str, "binary, real, categorical or power"),
+    "frame_seconds": (float, "duration of a frame of MIDI files"),
+}
+"""Options of the data, as :func:`dynavae.data.load` takes them (`split_seed` is its `seed`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,8 +108,13 @@ def fit_parser() -> ArgumentParser:
         help=f"one of {', '.join(MODELS)}, with --model.OPTION VALUE",
     )
     parser.add_argument(
-        "--data", type=str, default="jsb", help="a data set by name, or a path to an .npz file"
+        "--data",
+        type=str,
+        default="jsb",
+        help="a data set by name; a path to a .csv, .tsv, .parquet or .npz; or a folder of tables or .mid files",
     )
+    for name, (kind, what) in DATA_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, default=None, help=f"own data: {what}")
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     parser.add_argument(
         "--threads", type=int | None, default=None, help="threads of torch; small models are fastest with 1"
@@ -113,7 +138,10 @@ def _fit(arguments: list[str]) -> str:
     values = full.as_dict()
     for key in ("model", "config"):
         values.pop(key, None)
-    return commands.fit(name, _plain(options), **values)
+    data_options = {name: values.pop(name) for name in DATA_OPTIONS}
+    data_options["seed"] = data_options.pop("split_seed")
+    chosen = {name: value for name, value in data_options.items() if value is not None}
+    return commands.fit(name, _plain(options), data_options=chosen, **values)
 
 
 def _plain(options: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ __all__ = [
     "load_midi",
     "load_npz",
     "load_table",
+    "loader_options",
     "save_npz",
 ]
 

@@ -117,7 +117,8 @@ class Schema:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Schema:
         """What :meth:`to_dict` gave."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 def _moments(
@@ -133,7 +134,7 @@ def _moments(
             "leave it out with columns=[...], or split otherwise."
         )
     mean = np.where(seen, x, 0).sum(0) / count
-    variance = np.where(seen, x - mean, 0).__pow__(2).sum(0) / count
+    variance = np.where(seen, (x - mean) ** 2, 0).sum(0) / count
     stddev = np.where(variance > 0, np.sqrt(variance), 1.0)
     return tuple(mean.tolist()), tuple(stddev.tolist())
 
@@ -214,11 +215,7 @@ def parse_step(step: str | float, unit: str) -> tuple[float, str]:
 
 def to_months(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Months since January 1970; a whole number on the first of a month."""
-    days = (
-        seconds.astype("datetime64[s]")
-        if seconds.dtype.kind == "M"
-        else np.array(seconds, dtype="int64").astype("datetime64[s]")
-    )
+    days = np.floor(seconds).astype(np.int64).astype("datetime64[s]")
     months = days.astype("datetime64[M]")
     length = ((months + 1).astype("datetime64[s]") - months.astype("datetime64[s]")).astype(np.float64)
     return months.astype(np.int64) + (days - months.astype("datetime64[s]")).astype(np.float64) / length

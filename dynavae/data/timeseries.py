@@ -67,7 +67,8 @@ def load_pm25(
     if standardize:
         schema = schema.fitted([seen[a:b] for a, b in parts["train"]])
     values = schema.standardise(truth if ground else seen)
-    sets, rows = {}, {}
+    sets: dict[str, SequenceDataset] = {}
+    rows: dict[str, dict[str, list[Any]]] = {}
     for split, spans in parts.items():
         cut_x, names_x, rows[split] = [], [], {}
         for a, b in spans:
