@@ -281,8 +281,9 @@ def impute(
 ) -> str:
     """Fill what is missing; with `hide`, first hide that share and report the error on it.
 
-    `hide_what` is "frames" or single "values". Writes imputed.npz and imputed.csv: id, time, column, mean and
-    quantiles of the missing values only, in the units of the data.
+    `hide_what` is "frames" or single "values"; `split` may be "all", to fill every gap of the data. Writes
+    imputed.npz and imputed.csv: id, time, column, mean and quantiles of the missing values only, in the units of the
+    data.
     """
     if not 0 <= hide < 1:
         raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
@@ -290,6 +291,8 @@ def impute(
         raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
     opened = Run.open(run)
     net, splits = opened.model(), opened.data(data)
+    if split == "all":
+        splits, split = splits.joined(), "test"
     chosen = splits.split(split)
     whole = chosen.batch()
     batch = whole.hide(_holes(whole, hide, hide_what, seed)) if hide else whole

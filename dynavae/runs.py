@@ -108,7 +108,7 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else []
 
 
-OF_ANY_SOURCE = ("frame_seconds", "lowest_midi", "keys", "folder")
+OF_ANY_SOURCE = ("window", "frame_seconds", "lowest_midi", "keys", "folder")
 """Options of the data that hold for another source too; those of a table are in its schema."""
 
 

@@ -23,7 +23,7 @@ def infer_step(times: list[NDArray[np.float64]], where: str, unit: str) -> float
     gaps = np.concatenate([np.diff(np.unique(t)) for t in times])
     if not len(gaps):
         return DAY if unit == "seconds" else 1.0
-    for candidate in (float(np.median(gaps)), float(np.quantile(gaps, 0.05))):
+    for candidate in (float(np.median(gaps)), float(np.quantile(gaps, 0.05, method="lower"))):
         if _regular(gaps, candidate):
             return float(f"{candidate:.10g}")
     low, middle, high = np.quantile(gaps, [0, 0.5, 1])

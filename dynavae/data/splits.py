@@ -85,6 +85,24 @@ class DataSplits:
         found = self.meta.get("rows", {}).get(split, {}).get(name, (name, 0.0))
         return str(found[0]), float(found[1])
 
+    def joined(self) -> DataSplits:
+        """All sequences of all splits as one, "test"; what it is for: filling every gap of a file."""
+        x: list[NDArray[Any]] = []
+        control: list[NDArray[Any]] = []
+        rows: dict[str, list[Any]] = {}
+        for split in self.available:
+            data = self.split(split)
+            x, control = x + data.x, control + (data.control or [])
+            rows |= {f"{split} {name}": list(self.origin(split, name)) for name in data.names}
+        whole = SequenceDataset(x, control or None, list(rows))
+        return DataSplits(
+            self.name,
+            test=whole,
+            kind=self.kind,
+            meta={**self.meta, "rows": {"test": rows}},
+            sha256=self.sha256,
+        )
+
     def split(self, name: str) -> SequenceDataset:
         """The split of that name.
 
