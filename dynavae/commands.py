@@ -318,7 +318,7 @@ def impute(
         **results.times(splits, split, chosen.names),
     )
     results.write_table(
-        opened.directory / "imputed.csv", splits, split, list(chosen.names), values, where=missing
+        opened.directory / "imputed.csv", splits, split, list(chosen.names), values, where=missing, once=True
     )
     scored = missing & ~np.isnan(truth)
     row: dict[str, Any] = {"sequences": len(chosen), "missing": int(missing.sum()), "samples": samples}

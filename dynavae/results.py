@@ -33,6 +33,7 @@ def write_table(
     values: dict[str, np.ndarray],
     first: Sequence[int] | None = None,
     where: np.ndarray | None = None,
+    once: bool = False,
 ) -> None:
     """A long table: id, time, column, and one column for each array (B, T, x_dim).
 
@@ -43,6 +44,7 @@ def write_table(
         values: in the units of the file.
         first: number of the frame that each sequence's first row is; 0 by default.
         where: (B, T, x_dim) bool: the rows to write; all by default.
+        once: leave out what an earlier sequence has said of the same id, time and column (pieces that overlap).
     """
     schema = splits.schema
     shape = next(iter(values.values())).shape
@@ -55,12 +57,17 @@ def write_table(
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "time", "column", *values])
+        said: set[tuple[str, str, str]] = set()
         for b, t, d in index.tolist():
             frame = t + (first[b] if first is not None else 0)
             identity, start = origins[b]
             time = schema.time(start, frame) if schema else str(frame)
+            key = (identity, time, labels[d])
+            if once and key in said:
+                continue
+            said.add(key)
             cells = [f"{v[b, t, d]:.6g}" if np.isfinite(v[b, t, d]) else "" for v in values.values()]
-            writer.writerow([identity, time, labels[d], *cells])
+            writer.writerow([*key, *cells])
 
 
 def times(splits: DataSplits, split: str, names: Sequence[str]) -> dict[str, Any]:

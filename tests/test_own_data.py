@@ -353,7 +353,7 @@ def fitted(tmp_path_factory):
     path = write(folder / "air.csv", series(60, (3, 4, 57), "ns", start=1000))
     out = str(folder / "run")
     arguments = ["fit", "--model", "LGSSM", "--model.z_dim", "2", "--data", path, "--time_column", "day",
-                 "--window", "12", "--test", "0.2", "--out", out, "--epochs", "2", "--progress", "false",
+                 "--window", "12", "--stride", "6", "--test", "0.2", "--out", out, "--epochs", "2", "--progress", "false",
                  "--tensorboard", "false"]  # fmt: skip
     assert cli.main(arguments) == 0
     return folder, out
@@ -366,9 +366,9 @@ def rows_of(path: str) -> list[dict[str, str]]:
 def test_the_schema_is_kept_with_the_run_and_the_checkpoint(fitted):
     folder, out = fitted
     data = json.loads(Path(out, "run.json").read_text())["data"]
-    splits = load(folder / "air.csv", time_column="day", window=12, test=0.2)
+    splits = load(folder / "air.csv", time_column="day", window=12, stride=6, test=0.2)
     assert Schema.from_dict(data["schema"]) == splits.schema
-    assert data["options"] == {"time_column": "day", "window": 12, "test": 0.2}
+    assert data["options"] == {"time_column": "day", "window": 12, "stride": 6, "test": 0.2}
     assert json.loads(Path(out, "best", "config.json").read_text())["schema"] == data["schema"]
 
 
@@ -378,6 +378,7 @@ def test_imputed_and_forecast_come_back_as_the_user_wrote_them(fitted, capsys):
     rows = rows_of(f"{out}/imputed.csv")
     assert set(rows[0]) == {"id", "time", "column", "mean", "q05", "q50", "q95", "truth"}
     assert {(r["id"], r["time"]) for r in rows} == {(i, t) for i in "ns" for t in ("1003", "1004", "1057")}
+    assert len(rows) == 2 * 3 * 2  # once each, though training pieces overlap
     assert all(80 < float(r["mean"]) < 120 for r in rows if r["column"] == "a")
     assert all(float(r["q05"]) <= float(r["q50"]) <= float(r["q95"]) for r in rows)
     assert cli.main(["forecast", out, "--horizon", "4", "--samples", "20"]) == 0
@@ -409,7 +410,7 @@ def test_a_score_in_the_users_units_is_that_of_the_raw_values(fitted, capsys):
     assert "nats_per_frame_in_units" in capsys.readouterr().out
     score = json.loads(Path(out, "score.json").read_text())
     assert score["standardized"] is True
-    splits = load(folder / "air.csv", time_column="day", window=12, test=0.2)
+    splits = load(folder / "air.csv", time_column="day", window=12, stride=6, test=0.2)
     model = dynavae.load(f"{out}/best").double()
     mean, stddev = torch.tensor(splits.schema.mean).double(), torch.tensor(splits.schema.stddev).double()
     m = model.parameters_in_moments
