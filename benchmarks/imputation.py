@@ -224,7 +224,9 @@ def model_samples(
     training = {**training, **{k: v for k, v in overrides.items() if k not in options}}
     torch.manual_seed(seed)
     model = dynavae.models.MODELS[name](x_dim=task.truth.shape[-1], **options)
+    start = None
     if isinstance(model, dynavae.LGSSM):
+        start = "local level, memory {}, noise {}".format(*LOCAL_LEVEL[task.name])
         local_level(model, task.train, *LOCAL_LEVEL[task.name])
     result = dynavae.fit(
         model, task.train, task.valid, seed=seed, progress=False, accelerator="cpu", **training
@@ -234,7 +236,7 @@ def model_samples(
         for rows in torch.arange(len(task.truth)).split(100)
     ]
     row = result.best
-    facts = {"options": model.config, "training": training, "best_epoch": row["epoch"],
+    facts = {"options": model.config, "training": training, "start": start, "best_epoch": row["epoch"],
              "valid_nats_per_frame": round(row["valid/nats_per_frame"], 4), "parameters": result.parameters,
              "training_seconds": round(result.seconds)}  # fmt: skip
     return torch.cat(parts, 1), facts

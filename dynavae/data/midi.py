@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dynavae.data.dataset import SequenceDataset
-from dynavae.data.own import folder_sha256, split_folders
+from dynavae.data.rows import folder_sha256, split_folders
 from dynavae.data.splits import DataSplits, split_by_ratio
 from dynavae.data.windows import windows
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +12,13 @@ from numpy.typing import NDArray
 
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.grid import fill, infer_step, is_regular, to_grid
-from dynavae.data.schema import Schema, parse_step, parse_times, to_months
+from dynavae.data.rows import Readings, column_of, folder_sha256, readings_of, tables_of
+from dynavae.data.schema import Schema, parse_step, to_months
 from dynavae.data.splits import SPLITS, DataSplits, check_shares, kind_of, shuffled
-from dynavae.data.tables import MISSING, TABLES, Columns, numbers, read_table
 from dynavae.data.windows import windows
 
 ID_NAMES = ("id", "unique_id", "series_id", "item_id")
 TIME_NAMES = ("time", "date", "datetime", "timestamp", "ds", "t")
-SPLIT_NAMES = {s: s for s in SPLITS} | {
-    "training": "train",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
-}
 BY_SEQUENCE_FROM = 5
 """With fewer sequences than this, and no other wish, each is split by time."""
 
@@ -109,24 +101,24 @@ def load_table(
         (SequenceDataset(2 sequences, 48 frames, x_dim=1), ('a', 'b'), '1970-01-02')
     """
     path = Path(path)
-    tables = list(_tables(path))
+    tables = list(tables_of(path))
     known = list(dict.fromkeys(c for _, _, table in tables for c in table))
     base = schema or Schema(())
-    id_column = _named(id_column or base.id_column, ID_NAMES, known, "id_column", path)
-    time_column = _named(time_column or base.time_column, TIME_NAMES, known, "time_column", path)
+    id_column = column_of(id_column or base.id_column, ID_NAMES, known, "id_column", path)
+    time_column = column_of(time_column or base.time_column, TIME_NAMES, known, "time_column", path)
     if split_column is not None:
-        _named(split_column, (), known, "split_column", path)
+        column_of(split_column, (), known, "split_column", path)
     controls = tuple(controls) if controls is not None else base.controls
     special = {id_column, time_column, split_column, *controls}
     columns = tuple(columns or base.columns) or tuple(c for c in known if c not in special)
     if not columns:
         raise ValueError(f"{path.name} has no column left to model; found {', '.join(known)}.")
     for wanted in (*columns, *controls):
-        _named(wanted, (), known, "columns" if wanted in columns else "controls", path)
+        column_of(wanted, (), known, "columns" if wanted in columns else "controls", path)
     base = dataclasses.replace(
         base, columns=columns, controls=controls, id_column=id_column, time_column=time_column
     )
-    readings, unit, style = _readings(tables, base, split_column, path)
+    readings, unit, style = readings_of(tables, base, split_column, path)
     base, readings = _timed(base, readings, unit, style, step, schema is not None, path.name)
     parts = [_gridded(r, base, path.name) for r in readings]
     found = kind_of(kind, [p.x for p in parts], path.name)
@@ -143,129 +135,18 @@ def load_table(
     return DataSplits(name or path.stem, **sets, kind=found, meta=meta, sha256=folder_sha256(path))
 
 
-# --- reading ----------------------------------------------------------------------------------------------
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLES and p.is_file())
-
-
-def split_folders(path: Path) -> dict[Path, str]:
-    """The folders in a folder that are named as splits, and the split of each."""
-    inside = (p for p in sorted(path.iterdir()) if p.is_dir())
-    return {p: SPLIT_NAMES[p.name.lower()] for p in inside if p.name.lower() in SPLIT_NAMES}
-
-
-def _tables(path: Path) -> Iterator[tuple[str | None, str | None, Columns]]:
-    """(split, id, columns) of every table; None where the columns have to say."""
-    if not path.is_dir():
-        yield None, None, read_table(path)
-        return
-    folders = split_folders(path)
-    for folder, split in folders.items():
-        for file in _files(folder):
-            yield split, file.stem, read_table(file)
-    files = _files(path)
-    named = [f for f in files if f.stem.lower() in SPLIT_NAMES]
-    if files and len(named) == len(files):
-        for file in files:
-            yield SPLIT_NAMES[file.stem.lower()], None, read_table(file)
-    elif files and (folders or named):
-        odd = next(f for f in files if f not in named)
-        raise ValueError(
-            f"{path} holds {odd.name} beside its splits; put every file into train, valid or test, or none."
-        )
-    else:
-        for file in files:
-            yield None, file.stem, read_table(file)
-    if not files and not folders:
-        raise ValueError(f"{path} holds no table; expected files ending in {', '.join(TABLES)}.")
-
-
-class _Readings(NamedTuple):
-    split: str | None
-    id: str
-    times: NDArray[np.float64] | None
-    values: NDArray[np.float64]  # x, then controls
-
-
-def _readings(
-    tables: list[tuple[str | None, str | None, Columns]], schema: Schema, split_column: str | None, path: Path
-) -> tuple[list[_Readings], str, str]:
-    """The rows of each sequence, in the order of the file; the unit and style of the times."""
-    units: set[tuple[str, str]] = set()
-    groups: dict[tuple[str | None, str], list[_Readings]] = {}
-    for split, stem, table in tables:
-        where = path.name if stem is None else f"{path.name}/{stem}"
-        wanted = (*schema.columns, *schema.controls)
-        for column in (*wanted, schema.id_column, schema.time_column, split_column):
-            if column is not None and column not in table:
-                if column == schema.id_column and stem is not None:
-                    continue
-                raise ValueError(f"{where} has no column {column!r}; it has {', '.join(table)}.")
-        values = np.stack([numbers(table[c], c, where) for c in wanted], 1)
-        times = None
-        if schema.time_column is not None:
-            times, unit, style = parse_times(
-                table[schema.time_column], f"column {schema.time_column!r} of {where}"
-            )
-            units.add((unit, style))
-        n = len(values)
-        ids = [stem or path.stem] * n
-        if schema.id_column in table:
-            ids = [str(v).strip() for v in table[str(schema.id_column)]]
-            if any(i.lower() in MISSING for i in ids):
-                raise ValueError(f"column {schema.id_column!r} of {where} is empty in some rows: drop them.")
-        splits = [split] * n if split_column is None else [_split_name(v, where) for v in table[split_column]]
-        places: dict[tuple[str | None, str], list[int]] = {}
-        for i, key in enumerate(zip(splits, ids, strict=True)):
-            places.setdefault(key, []).append(i)
-        for key, index in places.items():
-            piece = _Readings(*key, None if times is None else times[index], values[index])
-            groups.setdefault(key, []).append(piece)
-    if len({unit for unit, _ in units}) > 1:
-        raise ValueError(f"{path.name} mixes numbers and dates as times; write all of them one way.")
-    found = []
-    for (split, name), pieces in groups.items():
-        stamps = [p.times for p in pieces if p.times is not None]
-        values = np.concatenate([p.values for p in pieces])
-        found.append(_Readings(split, name, np.concatenate(stamps) if stamps else None, values))
-    unit, style = min(units, default=("index", " "))
-    return found, unit, style
-
-
-def _split_name(value: Any, where: str) -> str:
-    name = str(value).strip().lower()
-    if name not in SPLIT_NAMES:
-        raise ValueError(f"split_column of {where} should say train, valid or test; got {value!r}.")
-    return SPLIT_NAMES[name]
-
-
-def _named(
-    asked: str | None, usual: Sequence[str], known: Sequence[str], option: str, path: Path
-) -> str | None:
-    """The column asked for, which must be there; else one with a usual name, if there is one."""
-    if asked is None:
-        return next((c for c in known if c.lower() in usual), None)
-    if asked not in known:
-        near = difflib.get_close_matches(asked, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise ValueError(f"{option}: {path.name} has no column {asked!r}{hint} It has {', '.join(known)}.")
-    return asked
-
-
 # --- times ------------------------------------------------------------------------------------------------
 
 
 def _timed(
     schema: Schema,
-    readings: list[_Readings],
+    readings: list[Readings],
     unit: str,
     style: str,
     step: float | str | None,
     fixed: bool,
     where: str,
-) -> tuple[Schema, list[_Readings]]:
+) -> tuple[Schema, list[Readings]]:
     """The grid: that of the schema if it is fixed, the one asked for, or the one the times are on."""
     if schema.time_column is None:
         if step is not None:
@@ -297,7 +178,7 @@ def _monthly(times: list[NDArray[np.float64]]) -> bool:
     return whole and any(len(np.unique(t)) > 1 for t in times)
 
 
-def _gridded(r: _Readings, schema: Schema, where: str) -> Part:
+def _gridded(r: Readings, schema: Schema, where: str) -> Part:
     """The rows of a sequence on the grid; without times, as they are."""
     start, values = 0.0, r.values
     if r.times is not None:
@@ -389,13 +270,3 @@ def _datasets(
             )
             rows[split] = {name: [p.id, p.start] for name, p in pieces.items()}
     return sets, rows
-
-
-def folder_sha256(path: Path) -> str:
-    """Of a file; of a folder, the names and contents of its tables and MIDI files."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in (*TABLES, ".mid", ".midi")):
-        digest.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
