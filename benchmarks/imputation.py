@@ -14,8 +14,8 @@ physionet  48 hours of intensive care, 35 variables; of each test stay 10 % of t
            errors in standard deviations of the training split. The split, 70/10/20 by stay, is ours.
 
 Nothing is learned from what is hidden, and weights are chosen by the validation bound. The settings of the models (sizes,
-epochs, how the LGSSM starts) were not tuned on validation: a handful were tried with test errors in view, so differences of a
-few percent mean little. Baselines were run once. One seed.
+epochs, how the LGSSM starts) were not tuned on validation: a handful were tried with test errors in view, so differences
+of a few percent mean little. Baselines were run once. One seed.
 """
 
 from __future__ import annotations
