@@ -40,6 +40,26 @@ FREE_TO_CHANGE = {
     "strategy", "checkpoint_minutes",
 }  # fmt: skip
 """Options that a resumed run may change: its numbers stay what they would have been, up to rounding."""
+DATA_OPTIONS: dict[str, tuple[Any, str]] = {
+    "id_column": (str, "column whose rows of one value are one sequence"),
+    "time_column": (str, "column of the times: numbers or ISO dates"),
+    "columns": (list[str], "columns to model; default: all others"),
+    "controls": (list[str], "columns that are known inputs"),
+    "step": (
+        float | str,
+        "of the time grid: a number, or 15min, 1h, 7d, month; default: found if times are regular",
+    ),
+    "window": (int, "cut long sequences into pieces of so many frames"),
+    "stride": (int, "frames between the starts of training pieces; default: window"),
+    "split_column": (str, "column that says train, valid or test"),
+    "valid": (float | list[str], "share, or list of ids, to validate on"),
+    "test": (float | list[str], "share, or list of ids, to test on"),
+    "split_seed": (int, "seed of the split"),
+    "standardize": (bool, "to mean 0 and standard deviation 1 over the training part; default: real values"),
+    "kind": (str, "binary, real, categorical or power"),
+    "frame_seconds": (float, "duration of a frame of MIDI files"),
+}
+"""Options of the data, as :func:`dynavae.data.load` takes them (`split_seed` is its `seed`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,8 +120,13 @@ def fit_parser(model_required: bool = True) -> ArgumentParser:
         help=f"one of {', '.join(MODELS)}, with --model.OPTION VALUE",
     )
     parser.add_argument(
-        "--data", type=str, default="jsb", help="a data set by name, or a path to an .npz file"
+        "--data",
+        type=str,
+        default="jsb",
+        help="a data set by name; a path to a .csv, .tsv, .parquet or .npz; or a folder of tables or .mid files",
     )
+    for name, (kind, what) in DATA_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=kind, default=None, help=f"own data: {what}")
     parser.add_argument("--out", type=str, required=True, help="run directory to write")
     parser.add_argument(
         "--threads", type=int | None, default=None, help="threads of torch; small models are fastest with 1"
@@ -124,7 +149,14 @@ def _fit(arguments: list[str]) -> str:
     values = full.as_dict()
     for key in ("model", "config"):
         values.pop(key, None)
-    return commands.fit(name, options, **values)
+    return commands.fit(name, options, data_options=_data_options(values), **values)
+
+
+def _data_options(values: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of the data out of all that were given, as :func:`dynavae.data.load` names them."""
+    found = {name: values.pop(name, None) for name in DATA_OPTIONS}
+    found["seed"] = found.pop("split_seed")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _model(given: Namespace) -> tuple[str, dict[str, Any]]:
@@ -147,10 +179,16 @@ def _resumed(arguments: list[str]) -> dict[str, Any] | None:
     before = Run.open(given.out).settings
     values = {**before["training"], "data": before["data"]["source"], "seed": before["seed"]}
     values["threads"] = before.get("threads")
+    stored = before["data"].get("options", {})
+    values |= {("split_seed" if name == "seed" else name): value for name, value in stored.items()}
     now = {k: v for k, v in given.as_dict().items() if k not in ("model", "config", "out")}
     for name, value in now.items():
-        if name not in FREE_TO_CHANGE and name in values and not _same(values[name], value):
-            raise ValueError(_contradiction(name, value, values[name], given.out))
+        if (
+            name not in FREE_TO_CHANGE
+            and (name in values or name in DATA_OPTIONS)
+            and not _same(values.get(name), value)
+        ):
+            raise ValueError(_contradiction(name, value, values.get(name), given.out))
     options = {k: v for k, v in before["options"].items() if k not in FROM_DATA}
     if "model" in given:
         model, asked = _model(given)
@@ -163,7 +201,14 @@ def _resumed(arguments: list[str]) -> dict[str, Any] | None:
                 )
     known = {a.dest for a in fit_parser(model_required=False)._actions}
     values = {name: value for name, value in {**values, **now}.items() if name in known}
-    return {**values, "model": before["model"], "options": options, "out": given.out}
+    data_options = _data_options(values)
+    return {
+        **values,
+        "data_options": data_options,
+        "model": before["model"],
+        "options": options,
+        "out": given.out,
+    }
 
 
 def _same(stored: Any, given: Any) -> bool:

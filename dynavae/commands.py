@@ -5,14 +5,14 @@ Each works on a run directory (see `runs.py`), writes files into it, and returns
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dynavae import catalogue, tasks
+from dynavae import catalogue, results, tasks
+from dynavae import data as datasets
 from dynavae.batch import Sequences
 from dynavae.data import DataSplits
 from dynavae.model import SequentialLVM
@@ -28,7 +28,6 @@ EMISSION_OF_KIND = {
     "power": "power_spectrum",
     "categorical": "categorical",
 }
-MAX_CSV_ROWS = 500_000
 
 
 def build(model: str, options: dict[str, Any], splits: DataSplits) -> SequentialLVM:
@@ -61,10 +60,12 @@ def fit(
     out: str,
     seed: int = 0,
     threads: int | None = None,
+    data_options: dict[str, Any] | None = None,
     **training: Any,
 ) -> str:
     """Train a model on the train split, keep the weights that are best on the valid split."""
     from dynavae import training as trainer
+    from dynavae.checkpoint import annotate
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -73,7 +74,7 @@ def fit(
             f"there is a run in {out} already: continue it with --resume true, replace it with --resume false, "
             "or choose another --out."
         )
-    splits = _data(data)
+    splits = datasets.load(data, **(data_options or {}))
     torch.manual_seed(seed)
     net = build(model, options, splits)
     settings = {
@@ -82,6 +83,7 @@ def fit(
         "parameters": sum(p.numel() for p in net.parameters()),
         "data": {
             "source": data,
+            "options": data_options or {},
             "name": splits.name,
             "kind": splits.kind,
             "sha256": splits.sha256,
@@ -89,6 +91,7 @@ def fit(
                 s: f"{len(splits.split(s))} sequences, {splits.split(s).frames} frames"
                 for s in splits.available
             },
+            **{key: splits.meta[key] for key in ("split", "step", "schema") if key in splits.meta},
         },
         "training": {k: v for k, v in training.items() if k not in ("progress", "resume")},
         "seed": seed,
@@ -100,11 +103,15 @@ def fit(
         print(
             f"{model}, {settings['parameters']:,} parameters, on {splits.name}: {settings['data']['splits']}"
         )
+        for line in describe(splits):
+            print(line)
     result = trainer.fit(net, splits.split("train"), splits.valid, out_dir=out, seed=seed, **training)
     if not main_process():
         return ""
     settings |= {"seconds": round(result.seconds, 1), "best": result.best, "notes": list(result.notes)}
     Run.create(out, settings)
+    if "schema" in splits.meta and (Path(out) / "best").is_dir():
+        annotate(Path(out) / "best", schema=splits.meta["schema"], kind=splits.kind)
     columns = {
         "best epoch": "epoch",
         "valid nats/frame": "valid/nats_per_frame",
@@ -120,6 +127,21 @@ def fit(
     return table([row]) + f"\nwritten to {out}"
 
 
+def describe(splits: DataSplits) -> list[str]:
+    """What was understood of a table, in a few lines."""
+    schema = splits.schema
+    if schema is None:
+        return []
+    x = np.concatenate([x for s in splits.available for x in splits.split(s).x])
+    controls = f"; controls {', '.join(schema.controls)}" if schema.controls else ""
+    grid = splits.meta.get("step", "rows in order")
+    scaled = "standardised by the training part" if schema.standardized else "as they are"
+    return [
+        f"  columns {', '.join(schema.columns)}{controls}; ids {schema.id_column or '-'}, times {schema.time_column or '-'}",
+        f"  grid {grid}, {100 * np.isnan(x).mean():.1f} % missing; split {splits.meta.get('split', '-')}; values {scaled}",
+    ]
+
+
 def evaluate(
     run: str,
     bounds: list[str] | None = None,
@@ -130,7 +152,7 @@ def evaluate(
 ) -> str:
     """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json."""
     opened = Run.open(run)
-    net, splits = opened.model(), _data(data or opened.settings["data"]["source"])
+    net, splits = opened.model(), opened.data(data)
     requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
     if not bounds and net.per_step_likelihood:
         requested.append("fivo-64")
@@ -143,6 +165,7 @@ def evaluate(
         scored = tasks.score(
             net, splits, bound, int(k or 1), split=split, kl=kl, batch_size=batch_size, seed=seed
         ).to_dict()
+        scored = results.in_units(scored, splits, split)
         found.append(scored)
         print(f"  {text}: {scored['nats_per_frame']:.4f} nats per frame", flush=True)
     write_json(opened.directory / "score.json", found[0])
@@ -160,6 +183,9 @@ def evaluate(
         "sequences",
         "first_frame",
     ]
+    if splits.schema is not None and splits.schema.standardized:
+        columns.insert(6, "nats_per_frame_in_units")
+        print("  nats_per_frame: of standardised values; nats_per_frame_in_units: in the units of the file")
     return table(found, columns) + f"\nwritten to {opened.directory / 'score.json'}"
 
 
@@ -178,14 +204,15 @@ def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
     made = tasks.generate(net, batch, length, seed=seed)
     folder = opened.directory / "samples"
     folder.mkdir(exist_ok=True)
-    np.savez_compressed(folder / "samples.npz", x=made.x.numpy(), mean=made.mean.numpy(), z=made.z.numpy())
+    x, mean = (results.to_units(splits, v.numpy()) for v in (made.x, made.mean))
+    np.savez_compressed(folder / "samples.npz", x=x, mean=mean, z=made.z.numpy())
     written = [folder / "samples.npz"]
     if "lowest_midi" in splits.meta:
         rolls = (made.x > 0.5).numpy()  # already 0 and 1, unless the emission is not Bernoulli
         written += _music(folder, "sample", list(rolls.astype(np.uint8)), splits.meta)
     rows = [
         {"sample": i, "frames": length, "mean": float(x.mean()), "stddev": float(x.std())}
-        for i, x in enumerate(made.x)
+        for i, x in enumerate(x)
     ]
     return table(rows) + f"\nwritten to {folder}: {', '.join(p.name for p in written)}"
 
@@ -197,23 +224,32 @@ def forecast(
     samples: int = 100,
     data: str | None = None,
     split: str = "test",
+    future: bool = False,
     seed: int = 0,
 ) -> str:
     """Forecast each sequence from its first `context` frames (default: all but the last `horizon`).
 
-    Writes forecast.npz and forecast.csv with mean and quantiles, and the truth where it is known.
+    With `future`, forecast what comes after the last frame. Writes forecast.npz and forecast.csv: id, time, column,
+    mean, quantiles, and the truth where it is known, in the units of the data.
     """
     opened = Run.open(run)
-    net, splits = opened.model(), _data(data or opened.settings["data"]["source"])
+    net, splits = opened.model(), opened.data(data)
     chosen = splits.split(split)
-    keep = [i for i, n in enumerate(chosen.lengths.tolist()) if n > (context or horizon)]
+    lengths = chosen.lengths.tolist()
+    if future and context is not None:
+        raise ValueError("future forecasts from all frames of a sequence: leave context out.")
+    shortest = 0 if future else context or horizon
+    keep = [i for i, n in enumerate(lengths) if n > shortest]
+    if future:  # the last piece of each id
+        keep = sorted({splits.origin(split, chosen.names[i])[0]: i for i in keep}.values())
     if not keep:
         raise ValueError(
-            f"no sequence of {split} is longer than {context or horizon} frames; lower horizon or context."
+            f"no sequence of {split} is longer than {shortest} frames; lower horizon or context."
         )
+    first = [lengths[i] if future else context or lengths[i] - horizon for i in keep]
     groups: dict[int, list[int]] = {}
-    for i in keep:
-        groups.setdefault(context or int(chosen.lengths[i]) - horizon, []).append(i)
+    for i, frames in zip(keep, first, strict=True):
+        groups.setdefault(frames, []).append(i)
     draws = np.full((samples, len(keep), horizon, net.x_dim), np.nan, dtype=np.float32)
     means, truth = draws[0].copy(), draws[0].copy()
     for frames, rows in groups.items():
@@ -224,96 +260,96 @@ def forecast(
         for place, array in zip(places, batch.arrays(), strict=True):
             known = array[frames : frames + horizon]
             truth[place, : len(known)] = known
-    low, high = (np.quantile(draws, q, axis=0) for q in (0.05, 0.95))
+    draws, means, truth = (results.to_units(splits, v) for v in (draws, means, truth))
+    values = {"mean": means, **results.quantiles(draws), "truth": truth}
     names = [chosen.names[i] for i in keep]
+    facts = results.times(splits, split, names)
     np.savez_compressed(
-        opened.directory / "forecast.npz",
-        mean=means,
-        q05=low,
-        q95=high,
-        truth=truth,
-        samples=draws,
-        names=names,
+        opened.directory / "forecast.npz", **values, samples=draws, first=np.array(first), **facts
     )
-    _csv(opened.directory / "forecast.csv", names, {"mean": means, "q05": low, "q95": high, "truth": truth})
-    error = np.abs(means - truth)
-    rows_out = [
-        {
-            "sequences": len(keep),
-            "horizon": horizon,
-            "samples": samples,
-            "mae": float(np.nanmean(error)),
-            "coverage_90": float(np.mean(((truth >= low) & (truth <= high))[~np.isnan(truth)])),
-        }
-    ]
-    return table(rows_out) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
+    results.write_table(opened.directory / "forecast.csv", splits, split, names, values, first)
+    row: dict[str, Any] = {"sequences": len(keep), "horizon": horizon, "samples": samples}
+    known = ~np.isnan(truth)
+    if known.any():
+        row["mae"] = float(np.abs(means - truth)[known].mean())
+        inside = (truth >= values["q05"]) & (truth <= values["q95"])
+        row["coverage_90"] = float(inside[known].mean())
+    return table([row]) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
 
 
 def impute(
     run: str,
     hide: float = 0.0,
+    hide_what: str = "frames",
     samples: int = 100,
     data: str | None = None,
     split: str = "test",
     seed: int = 0,
 ) -> str:
-    """Fill what is missing; with `hide`, first hide that share of the frames and report the error on them.
+    """Fill what is missing; with `hide`, first hide that share and report the error on it.
 
-    Writes imputed.npz and imputed.csv (the missing values only).
+    `hide_what` is "frames" or single "values"; `split` may be "all", to fill every gap of the data. Writes
+    imputed.npz and imputed.csv: id, time, column, mean and quantiles of the missing values only, in the units of the
+    data.
     """
     if not 0 <= hide < 1:
-        raise ValueError(f"hide is a share of the frames, in [0, 1); got {hide}.")
+        raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
+    if hide_what not in ("frames", "values"):
+        raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
     opened = Run.open(run)
-    net, splits = opened.model(), _data(data or opened.settings["data"]["source"])
+    net, splits = opened.model(), opened.data(data)
+    if split == "all":
+        splits, split = splits.joined(), "test"
     chosen = splits.split(split)
     whole = chosen.batch()
-    holes = _holes(whole, hide, seed)
-    batch = whole.hide(holes) if hide else whole
+    batch = whole.hide(_holes(whole, hide, hide_what, seed)) if hide else whole
     if batch.complete:
         raise ValueError(
             f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it."
         )
     filled = tasks.impute(net, batch, samples, seed=seed)
-    low, high = filled.quantile(0.05).numpy(), filled.quantile(0.95).numpy()
-    mean = filled.x.numpy()
-    truth = torch.where(whole.observed, whole.x, torch.nan).numpy()
     missing = ~filled.observed.numpy() & whole.valid.unsqueeze(-1).numpy()
+    drawn = results.to_units(splits, filled.samples.numpy())
+    values = {
+        "mean": results.to_units(splits, filled.x.numpy()),
+        **results.quantiles(drawn),
+        "truth": results.to_units(splits, torch.where(whole.observed, whole.x, torch.nan).numpy()),
+    }
+    mean, truth = values["mean"], values["truth"]
     np.savez_compressed(
         opened.directory / "imputed.npz",
         x=mean,
-        q05=low,
-        q95=high,
+        **{k: v for k, v in values.items() if k != "mean"},
         observed=filled.observed.numpy(),
         lengths=filled.lengths.numpy(),
-        truth=truth,
-        names=chosen.names,
+        **results.times(splits, split, chosen.names),
     )
-    _csv(
-        opened.directory / "imputed.csv",
-        list(chosen.names),
-        {"mean": mean, "q05": low, "q95": high, "truth": truth},
-        missing,
+    results.write_table(
+        opened.directory / "imputed.csv", splits, split, list(chosen.names), values, where=missing, once=True
     )
     scored = missing & ~np.isnan(truth)
     row: dict[str, Any] = {"sequences": len(chosen), "missing": int(missing.sum()), "samples": samples}
     if scored.any():
         row["mae"] = float(np.abs(mean - truth)[scored].mean())
-        row["mae_of_mean"] = float(_mean_baseline(splits, truth, scored))
+        if "train" in splits.available:
+            row["mae_of_mean"] = _mean_baseline(splits, truth, scored)
     return table([row]) + f"\nwritten to {opened.directory}: imputed.npz, imputed.csv"
 
 
-def _holes(batch: Sequences, share: float, seed: int) -> torch.Tensor:
-    """Whole frames hidden at random; the first frame of a sequence is always kept."""
+def _holes(batch: Sequences, share: float, what: str, seed: int) -> torch.Tensor:
+    """Whole frames, or single values, hidden at random; the first frame of a sequence is always kept."""
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.rand(batch.x.shape[:2], generator=generator) < share
+    shape = batch.x.shape[:2] if what == "frames" else batch.x.shape
+    hidden = torch.rand(shape, generator=generator) < share
     hidden[:, 0] = False
-    return hidden.unsqueeze(-1).expand_as(batch.x)
+    return hidden.reshape(*shape, *[1] * (batch.x.ndim - len(shape))).expand_as(batch.x)
 
 
 def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) -> float:
     """Error of filling with the train mean of each coordinate."""
     train = np.concatenate([np.asarray(x, dtype=np.float64) for x in splits.split("train").x])
-    return float(np.abs(np.nanmean(train, 0) - truth)[scored].mean())
+    mean = results.to_units(splits, np.nanmean(train, 0))
+    return float(np.abs(mean - truth)[scored].mean())
 
 
 def report(
@@ -357,14 +393,12 @@ def _data_names() -> dict[str, str]:
         "muse": "orchestral and piano classics (file under DYNAVAE_DATA; no test split)",
         "piano": "classical piano (file under DYNAVAE_DATA; no test split)",
         "jsb16": "Bach chorales, sixteenth notes (file under DYNAVAE_DATA)",
+        "pm25": "PM2.5 of 36 stations in Beijing, hourly, with gaps (files under DYNAVAE_DATA)",
+        "physionet": "48 hours of intensive care, 35 variables, 80 % missing (file under DYNAVAE_DATA)",
+        "PATH.csv": "your own table (or .tsv, .parquet): id, time and value columns, see dynavae.data.load_table",
+        "FOLDER": "your own tables or .mid files, one sequence each; or folders train, valid, test",
         "PATH.npz": "your own arrays: train, valid, test (B, T, x), or x with lengths; NaN is missing",
     }
-
-
-def _data(source: str) -> DataSplits:
-    from dynavae import data as datasets
-
-    return datasets.load(source)
 
 
 def _music(folder: Path, stem: str, rolls: list[np.ndarray], meta: dict[str, Any]) -> list[Path]:
@@ -380,20 +414,3 @@ def _music(folder: Path, stem: str, rolls: list[np.ndarray], meta: dict[str, Any
             music.to_midi(roll, folder / f"{stem}_{i}.mid", meta["frame_seconds"], meta["lowest_midi"])
             written.append(folder / f"{stem}_{i}.mid")
     return written
-
-
-def _csv(
-    path: Path, names: list[str], columns: dict[str, np.ndarray], where: np.ndarray | None = None
-) -> None:
-    """Long table: sequence, step, feature, and one column per array (B, T, x_dim)."""
-    shape = next(iter(columns.values())).shape
-    index = np.argwhere(np.ones(shape, dtype=bool) if where is None else where)
-    if len(index) > MAX_CSV_ROWS:
-        print(f"{path.name}: only the first {MAX_CSV_ROWS} of {len(index)} rows; the .npz has all.")
-        index = index[:MAX_CSV_ROWS]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sequence", "step", "feature", *columns])
-        for b, t, d in index.tolist():
-            values = [f"{v[b, t, d]:.6g}" if np.isfinite(v[b, t, d]) else "" for v in columns.values()]
-            writer.writerow([names[b], t, d, *values])

@@ -59,6 +59,9 @@ class Learner(LightningModule):
             of whole sequences for a causal model, while memory is that of a chunk. A smoothing posterior, and
             that of a per-sequence latent, then read their own (the first) chunk only.
         hide_rate: share of frames that are hidden from the model in training, as if missing, and not scored.
+        hide: what `hide_rate` hides: whole "frames", or single "values" (each coordinate on its own).
+        score_hidden: score what is hidden, though the posterior has not read it: learns to impute. Still a bound on
+            log p(x), for models that read no past x when they generate ("elbo", "iwae", "renyi").
         seed: of all noise.
 
     Raises:
@@ -105,6 +108,8 @@ class Learner(LightningModule):
         scheduled_sampling_end: Real = 0.0,
         truncate: int | None = None,
         hide_rate: Real = 0.0,
+        hide: str = "frames",
+        score_hidden: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -133,6 +138,8 @@ class Learner(LightningModule):
             scheduled_sampling_end=scheduled_sampling_end,
             truncate=truncate,
             hide_rate=hide_rate,
+            hide=hide,
+            score_hidden=score_hidden,
         )
         self.optimizer_name, self.weight_decay, self.eps = optimizer, weight_decay, eps
         self.rate = dict(

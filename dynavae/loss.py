@@ -27,6 +27,7 @@ from dynavae.tasks.common import noise as noise_by_sequence
 log = logging.getLogger("dynavae")
 
 OBJECTIVES = ("elbo", "iwae", "renyi", "fivo")
+HIDE = ("frames", "values")
 
 
 class Part(NamedTuple):
@@ -62,8 +63,11 @@ class Loss:
         scheduled_sampling_end: Real = 0.0,
         truncate: int | None = None,
         hide_rate: Real = 0.0,
+        hide: str = "frames",
+        score_hidden: bool = False,
     ) -> None:
         one_of("objective", objective, OBJECTIVES)
+        one_of("hide", hide, HIDE)
         one_of("kl", kl, ("auto", "analytic", "sample"))
         particles = (1 if objective == "elbo" else 8) if particles is None else particles
         at_least("particles", particles, 1)
@@ -73,7 +77,14 @@ class Loss:
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} should be between 0 and 1; got {value}.")
         if not 0 <= hide_rate < 1:
-            raise ValueError(f"hide_rate is a share of the frames, from 0 to below 1; got {hide_rate}.")
+            raise ValueError(
+                f"hide_rate is a share of the frames (or values), from 0 to below 1; got {hide_rate}."
+            )
+        if score_hidden and (model.autoregressive or objective == "fivo"):
+            raise ValueError(
+                "score_hidden scores x that the posterior has not read: a bound only where x is read by nothing else. "
+                f"It takes a model that is not autoregressive, and not fivo; got {type(model).__name__}, {objective}."
+            )
         if truncate is not None:
             at_least("truncate", truncate, 1)
         if free_bits and (objective != "elbo" or kl == "sample"):
@@ -102,7 +113,8 @@ class Loss:
         self.resampling = Resampling(threshold=float(resample_threshold)) if objective == "fivo" else None
         self.scheduled_sampling = scheduled_sampling
         self.sampling_ramp = (scheduled_sampling_start, scheduled_sampling_end)
-        self.truncate, self.hide_rate = truncate, hide_rate
+        self.truncate, self.hide_rate, self.hide = truncate, hide_rate, hide
+        self.score_hidden = score_hidden
 
     def kl_weight_at(self, epoch: Real) -> float:
         """Weight of the KL, with `beta`."""
@@ -141,10 +153,9 @@ class Loss:
             size, rows, counts = share.sequences, share.index or [0], int(bool(share.index))
             frames = share.frames / share.processes
         with seeded(seed, device):
-            free = None
+            free, scored = None, batch
             if self.hide_rate:
-                hidden = torch.rand(size, batch.steps, device=device)[rows] < self.hide_rate
-                batch = batch.hide(hidden.reshape(*hidden.shape, *[1] * (batch.x.ndim - 2)))
+                batch = batch.hide(self._hidden(batch, size, rows))
             if sampling:
                 free = torch.rand(size, batch.steps, device=device)[rows] < sampling
             own = bool(self.model.autoregressive) and (free is not None or not batch.complete)
@@ -170,6 +181,8 @@ class Loss:
                     state=state,
                     carry=not whole,
                 )
+            if self.score_hidden and self.hide_rate:
+                trajectory = _scored(trajectory, scored if whole else _frames(scored, chunk))
             kind = self._choose_kl(trajectory)
             value, weighted = self._gain(trajectory, weight, weighted, self.free_bits)
             loss = -counts * value.sum() / frames
@@ -182,6 +195,12 @@ class Loss:
                 raise FloatingPointError(explain(trajectory, batch.names, start))
             state = None if whole else trajectory.state.detach()  # type: ignore[union-attr]
             yield Part(loss, dict(zip(("loss", "nats", "kl", "reconstruction"), sums, strict=True)))
+
+    def _hidden(self, batch: Sequences, size: int, rows: Any) -> Tensor:
+        """What is hidden at random: whole frames, or single values; drawn for `size` sequences, of which `rows` are here."""
+        shape = batch.valid.shape if self.hide == "frames" else batch.x.shape
+        hidden = torch.rand(size, *shape[1:], device=batch.x.device)[rows] < self.hide_rate
+        return hidden.reshape(*hidden.shape, *[1] * (batch.x.ndim - len(shape)))
 
     def bound(self, trajectory: Trajectory, weight: Real = 1.0, free_bits: Real = 0.0) -> Tensor:
         """The objective (B,) with the KL weighted; at weight 1 a bound."""
@@ -254,6 +273,13 @@ def _tempered(trajectory: Trajectory, weight: Real) -> Trajectory:
     names = ("log_prior", "log_proposal", "log_prior_w", "log_proposal_w")
     terms = {name: getattr(trajectory, name) for name in names}
     return trajectory._replace(**{name: None if v is None else weight * v for name, v in terms.items()})
+
+
+def _scored(trajectory: Trajectory, batch: Sequences) -> Trajectory:
+    """The same paths, with the likelihood of all that is observed in `batch`, read or not."""
+    x, observed = (a.flatten(2).transpose(0, 1).unsqueeze(1) for a in (batch.x, batch.observed))
+    log_likelihood = trajectory.p_x.log_prob(x, observed)  # padding is unobserved
+    return trajectory._replace(log_likelihood=log_likelihood.expand_as(trajectory.log_likelihood))
 
 
 def _frames(batch: Sequences, chunk: slice) -> Sequences:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,28 @@ class Run:
         return load(self.directory / "best")
 
     def data(self, source: str | None = None) -> DataSplits:
-        """The data of the run, or another source."""
-        return datasets.load(source or self.settings["data"]["source"])
+        """The data of the run; or another source, with the columns, grid and scaling of the run.
+
+        What another source does not assign to a split itself is its "test".
+        """
+        recorded = self.settings["data"]
+        own = source is None or _same(source, recorded["source"])
+        source = recorded["source"] if own or source is None else source
+        known = datasets.loader_options(source)
+        options = {k: v for k, v in recorded.get("options", {}).items() if k in known}
+        if not own:
+            options = {k: v for k, v in options.items() if k in OF_ANY_SOURCE}
+        if "schema" in recorded and "schema" in known:
+            options["schema"] = datasets.Schema.from_dict(recorded["schema"])
+            options.pop("standardize", None)
+        if not own and "whole" in known:
+            options |= {"whole": True, "kind": recorded["kind"]}
+        splits = datasets.load(source, **options)
+        if own and recorded.get("sha256") and splits.sha256 != recorded["sha256"]:
+            print(
+                f"note: {source} has changed since this run was fitted; its scaling is kept.", file=sys.stderr
+            )
+        return splits
 
     def history(self) -> list[dict[str, float]]:
         """Rows of metrics.csv."""
@@ -96,6 +117,14 @@ class Run:
         """What evaluations found, all of scores.json."""
         path = self.directory / "scores.json"
         return json.loads(path.read_text()) if path.is_file() else []
+
+
+OF_ANY_SOURCE = ("window", "frame_seconds", "lowest_midi", "keys", "folder")
+"""Options of the data that hold for another source too; those of a table are in its schema."""
+
+
+def _same(a: str, b: str) -> bool:
+    return a == b or Path(a).resolve() == Path(b).resolve()
 
 
 def environment() -> dict[str, Any]:

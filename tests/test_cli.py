@@ -78,7 +78,7 @@ def test_generate_forecast_impute(fitted, capsys):
     assert future["samples"].shape == (6, 4, 4, 2)
     rows = list(csv.DictReader(Path(f"{fitted}/forecast.csv").read_text().splitlines()))
     assert len(rows) == 4 * 4 * 2
-    assert set(rows[0]) == {"sequence", "step", "feature", "mean", "q05", "q95", "truth"}
+    assert set(rows[0]) == {"id", "time", "column", "mean", "q05", "q50", "q95", "truth"}
     status, out, _ = run(["impute", fitted, "--samples", "6"], capsys)
     assert status == 0
     rows = list(csv.DictReader(Path(f"{fitted}/imputed.csv").read_text().splitlines()))

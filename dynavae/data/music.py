@@ -81,22 +81,24 @@ def load_jsb16(*, folder: str | Path | None = None) -> DataSplits:
     return _splits("jsb16", path.name, content, rolls, frame_seconds=QUARTER_NOTE / 4)
 
 
-def find(file: str, folder: str | Path | None = None) -> Path:
-    """The path of a music file in ``folder``, else in the folder named by DYNAVAE_DATA, else near by.
+def find(file: str, folder: str | Path | None = None, part: str = "music") -> Path:
+    """The path of a file of a data set: in ``folder``, else in the folder named by DYNAVAE_DATA, else near by.
+
+    Everywhere it is looked for under the folder ``part``, then beside it.
 
     Raises:
         FileNotFoundError: it is nowhere; the sentence says which file is needed and how to set DYNAVAE_DATA.
     """
     named = folder if folder is not None else os.environ.get("DYNAVAE_DATA")
     roots = [Path("data"), Path("../shared/data")] if named is None else [Path(named).expanduser()]
-    candidates = [root / part for root in roots for part in (Path("music") / file, Path(file))]
+    candidates = [root / path for root in roots for path in (Path(part) / file, Path(file))]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise FileNotFoundError(
-        f"this data set needs the file music/{file}, which does not ship with the package; looked for "
+        f"this data set needs the file {part}/{file}, which does not ship with the package; looked for "
         f"{', '.join(map(str, candidates))}. Set the environment variable DYNAVAE_DATA to the folder "
-        f"that holds music/{file}: export DYNAVAE_DATA=/path/to/data"
+        f"that holds {part}/{file}: export DYNAVAE_DATA=/path/to/data"
     )
 
 

@@ -22,7 +22,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.music import load_bits
-from dynavae.data.splits import SPLITS, DataSplits
+from dynavae.data.schema import Schema
+from dynavae.data.splits import SPLITS, DataSplits, kind_of, split_by_ratio
 
 PARTS = ("x", "lengths", "control", "observed", "names")
 Arrays = Mapping[str, NDArray[Any]]
@@ -45,6 +46,8 @@ def load_npz(
     test: float = 0.1,
     seed: int = 0,
     name: str | None = None,
+    standardize: bool = False,
+    schema: Schema | None = None,
 ) -> DataSplits:
     """Read train, valid and test sequences from an ``.npz`` file (its layout: see the head of this module).
 
@@ -55,6 +58,8 @@ def load_npz(
         valid, test: for a file without splits, the shares of the sequences (at least one each; 0 for none).
         seed: of the shuffle before such a split.
         name: of the data set; the file's name by default.
+        standardize: each feature to mean 0 and standard deviation 1 over the observed training values.
+        schema: a scaling to use again, instead.
 
     Raises:
         FileNotFoundError: no such file.
@@ -89,12 +94,15 @@ def load_npz(
                 "valid, test (B, T, x_dim), or train_x (frames, x_dim) with train_lengths, or a single x."
             )
         whole = _dataset({part: arrays[part] for part in PARTS if part in arrays}, path.name)
-        sets = _split_by_ratio(whole, valid, test, seed, path.name)
+        sets = split_by_ratio(whole, valid, test, seed, path.name)
         meta = {**meta, "split": {"valid": valid, "test": test, "seed": seed}}
+    found = kind_of(kind or _text(arrays, "kind"), [x for data in sets.values() for x in data.x], path.name)
+    if standardize or schema is not None:
+        sets, meta = _scaled(sets, meta, schema)
     return DataSplits(
         name or _text(arrays, "name") or path.stem,
         **sets,
-        kind=_kind(kind or _text(arrays, "kind"), sets, path.name),
+        kind=found,
         meta=meta,
         sha256=hashlib.sha256(content).hexdigest(),
     )
@@ -127,6 +135,23 @@ def save_npz(path: str | Path, splits: DataSplits) -> None:
         if data.control is not None:
             arrays[f"{split}_control"] = np.concatenate(data.control)
     np.savez_compressed(path, **arrays)
+
+
+def _scaled(
+    sets: dict[str, SequenceDataset], meta: dict[str, Any], schema: Schema | None
+) -> tuple[dict[str, SequenceDataset], dict[str, Any]]:
+    """The sets standardised by a schema, or by one fitted on the training set, which `meta` then holds."""
+    first = next(iter(sets.values()))
+    if schema is None:
+        schema = Schema(tuple(meta.get("x_names") or map(str, range(first.x_dim))))
+        schema = schema.fitted(sets["train"].x if "train" in sets else first.x)
+    elif len(schema.columns) != first.x_dim:
+        raise ValueError(f"the scaling is of {len(schema.columns)} features, the data have {first.x_dim}.")
+    scaled = {
+        split: SequenceDataset([schema.standardise(x) for x in data.x], data.control, data.names)
+        for split, data in sets.items()
+    }
+    return scaled, {**meta, "schema": schema.to_dict(), "x_names": list(schema.columns)}
 
 
 def _read(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
@@ -238,43 +263,6 @@ def _cut(values: NDArray[Any], lengths: NDArray[np.int64]) -> list[NDArray[Any]]
     if values.ndim == 3:
         return [row[:length] for row, length in zip(values, lengths, strict=True)]
     return np.split(values, np.cumsum(lengths)[:-1]) if len(lengths) else []
-
-
-def _split_by_ratio(
-    data: SequenceDataset, valid: float, test: float, seed: int, where: str
-) -> dict[str, SequenceDataset]:
-    """Shuffle the sequences once and cut off the validation and the test part."""
-    if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise ValueError(f"valid and test should be shares >= 0 with a sum below 1; got {valid} and {test}.")
-    n_valid, n_test = (max(1, round(share * len(data))) if share > 0 else 0 for share in (valid, test))
-    if n_valid + n_test >= len(data):
-        raise ValueError(
-            f"{where} holds {len(data)} sequence(s), too few to split into train, valid={valid} and "
-            f"test={test}; cut long sequences into more, or pass valid=0, test=0."
-        )
-    order = np.random.default_rng(seed).permutation(len(data)).tolist()
-    parts: dict[str, Sequence[int]] = {
-        "train": sorted(order[n_valid + n_test :]),
-        "valid": sorted(order[:n_valid]),
-        "test": sorted(order[n_valid : n_valid + n_test]),
-    }
-    return {split: data.select(indices) for split, indices in parts.items() if indices}
-
-
-def _kind(asked: str | None, sets: Mapping[str, SequenceDataset], where: str) -> str:
-    """The kind asked for, if the values allow it; else "binary" if all values are 0 or 1, else "real"."""
-
-    def every(rule: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> bool:
-        return all(bool((rule(x) | np.isnan(x)).all()) for data in sets.values() for x in data.x)
-
-    binary = every(lambda x: (x == 0) | (x == 1))
-    if asked == "binary" and not binary:
-        raise ValueError(
-            f"{where} holds values other than 0 and 1, so its kind cannot be 'binary'; use 'real'."
-        )
-    if asked == "power" and not every(lambda x: x >= 0):
-        raise ValueError(f"{where} holds negative values, so its kind cannot be 'power'; use 'real'.")
-    return asked or ("binary" if binary else "real")
 
 
 def _text(arrays: Arrays, key: str) -> str | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dynavae.data.dataset import SequenceDataset
+from dynavae.data.schema import Schema
 
 SPLITS = ("train", "valid", "test")
 KINDS = ("binary", "real", "categorical", "power")
@@ -70,6 +75,34 @@ class DataSplits:
         """Features of one control input; 0 without controls."""
         return self.split(self.available[0]).control_dim
 
+    @property
+    def schema(self) -> Schema | None:
+        """Columns, units and scaling of a table; None for other data."""
+        return Schema.from_dict(self.meta["schema"]) if "schema" in self.meta else None
+
+    def origin(self, split: str, name: str) -> tuple[str, float]:
+        """The id of a sequence in the user's file, and the time of its first frame."""
+        found = self.meta.get("rows", {}).get(split, {}).get(name, (name, 0.0))
+        return str(found[0]), float(found[1])
+
+    def joined(self) -> DataSplits:
+        """All sequences of all splits as one, "test"; what it is for: filling every gap of a file."""
+        x: list[NDArray[Any]] = []
+        control: list[NDArray[Any]] = []
+        rows: dict[str, list[Any]] = {}
+        for split in self.available:
+            data = self.split(split)
+            x, control = x + data.x, control + (data.control or [])
+            rows |= {f"{split} {name}": list(self.origin(split, name)) for name in data.names}
+        whole = SequenceDataset(x, control or None, list(rows))
+        return DataSplits(
+            self.name,
+            test=whole,
+            kind=self.kind,
+            meta={**self.meta, "rows": {"test": rows}},
+            sha256=self.sha256,
+        )
+
     def split(self, name: str) -> SequenceDataset:
         """The split of that name.
 
@@ -84,3 +117,51 @@ class DataSplits:
                 + (f" {note}" if note else "")
             )
         return found
+
+
+def check_shares(valid: float, test: float) -> None:
+    """Refuse shares that leave nothing to train on."""
+    if not (valid >= 0 and test >= 0 and valid + test < 1):
+        raise ValueError(f"valid and test should be shares >= 0 with a sum below 1; got {valid} and {test}.")
+
+
+def shuffled(n: int, valid: float, test: float, seed: int, where: str) -> dict[str, list[int]]:
+    """Which of n sequences belong to which split: shuffled once, then cut; at least one for every share above 0."""
+    check_shares(valid, test)
+    n_valid, n_test = (max(1, round(share * n)) if share > 0 else 0 for share in (valid, test))
+    if n_valid + n_test >= n:
+        raise ValueError(
+            f"{where} holds {n} sequence(s), too few to split into train, valid={valid} and "
+            f"test={test}; cut long sequences into more, or pass valid=0, test=0."
+        )
+    order = np.random.default_rng(seed).permutation(n).tolist()
+    return {
+        "train": sorted(order[n_valid + n_test :]),
+        "valid": sorted(order[:n_valid]),
+        "test": sorted(order[n_valid : n_valid + n_test]),
+    }
+
+
+def split_by_ratio(
+    data: SequenceDataset, valid: float, test: float, seed: int, where: str
+) -> dict[str, SequenceDataset]:
+    """Shuffle the sequences once and cut off the validation and the test part."""
+    parts = shuffled(len(data), valid, test, seed, where)
+    return {split: data.select(indices) for split, indices in parts.items() if indices}
+
+
+def kind_of(asked: str | None, arrays: Iterable[NDArray[Any]], where: str) -> str:
+    """The kind asked for, if the values allow it; else "binary" if all values are 0 or 1, else "real"."""
+    arrays = list(arrays)
+
+    def every(rule: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> bool:
+        return all(bool((rule(x) | np.isnan(x)).all()) for x in arrays)
+
+    binary = every(lambda x: (x == 0) | (x == 1))
+    if asked == "binary" and not binary:
+        raise ValueError(
+            f"{where} holds values other than 0 and 1, so its kind cannot be 'binary'; use 'real'."
+        )
+    if asked == "power" and not every(lambda x: x >= 0):
+        raise ValueError(f"{where} holds negative values, so its kind cannot be 'power'; use 'real'.")
+    return asked or ("binary" if binary else "real")

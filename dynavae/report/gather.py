@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dynavae import tasks
+from dynavae.results import to_units
 from dynavae.runs import Run
 from dynavae.scan import scan
 from dynavae.tasks.common import evaluating, noise
@@ -52,8 +53,17 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         content["samples"] = list(tasks.generate(model, 4, length, seed=seed).x.numpy())
     content["imputations"] = _imputations(model, batch, seed)
     if model.w_dim:
-        content["log"] = [_sequence_latent(model, chosen, seed)]
+        content["log"] = [*content["log"], _sequence_latent(model, chosen, seed)]
+    for found in ("reconstructions", "forecasts", "imputations"):
+        for item in content.get(found, ()):
+            item.update({k: to_units(splits, v) for k, v in item.items() if k in VALUES and v is not None})
+    if "samples" in content:
+        content["samples"] = [to_units(splits, x) for x in content["samples"]]
     return content
+
+
+VALUES = ("data", "mean", "context", "truth", "samples", "lower", "upper")
+"""What is shown in the units of the data."""
 
 
 def _score(score: dict[str, Any]) -> dict[str, Any]:
