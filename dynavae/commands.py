@@ -15,12 +15,13 @@ from dynavae import catalogue, results, tasks
 from dynavae import data as datasets
 from dynavae.batch import Sequences
 from dynavae.data import DataSplits
+from dynavae.files import write_json
 from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
 from dynavae.nn.heads import EMISSIONS
 from dynavae.parallel import main_process
 from dynavae.resume import unfinished
-from dynavae.runs import Run, environment, table, write_json
+from dynavae.runs import Run, environment, table
 
 EMISSION_OF_KIND = {
     "binary": "bernoulli",

@@ -110,7 +110,14 @@ def write_csv(path: Path, rows: list[Row]) -> None:
         writer.writerows(rows)
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """JSON; what it cannot hold is written as text."""
+def write_json(path: Path, value: Any) -> Path:
+    """JSON, whole or not at all; tensors become lists, what JSON cannot hold is written as text."""
     with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(value, indent=2, default=_plain) + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # tensors, arrays, and their numbers
+        return value.tolist()
+    return list(value) if isinstance(value, tuple | set) else str(value)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dynavae import data as datasets
 from dynavae.data import DataSplits
-from dynavae.files import replacing, writable
+from dynavae.files import writable, write_json
 from dynavae.model import SequentialLVM
 
 
@@ -141,24 +140,6 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
-
-
-def write_json(path: Path, value: Any) -> Path:
-    """Write JSON whole or not at all."""
-    text = json.dumps(value, indent=2, default=_plain)
-    with replacing(path) as beside:
-        beside.write_text(text + "\n")
-    return path
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, tuple | set):
-        return list(value)
-    return str(value)
 
 
 def _number(text: str) -> float:
