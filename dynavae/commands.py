@@ -151,7 +151,16 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
 ) -> str:
-    """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json."""
+    """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json.
+
+    Args:
+        run: run directory, made by dynavae fit --out.
+        bounds: such as [elbo, iwae-100, fivo-64, exact]; a number is how many particles.
+        data: another data set or file; default: that of the run.
+        split: which part of the data.
+        batch_size: sequences at a time.
+        seed: of the noise.
+    """
     opened = Run.open(run)
     net, splits = opened.model(), opened.data(data)
     requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
@@ -187,7 +196,9 @@ def evaluate(
     if splits.schema is not None and splits.schema.standardized:
         columns.insert(6, "nats_per_frame_in_units")
         print("  nats_per_frame: of standardised values; nats_per_frame_in_units: in the units of the file")
-    return table(found, columns) + f"\nwritten to {opened.directory / 'score.json'}"
+    return (
+        table(found, columns) + f"\nwritten to {opened.directory}: score.json (the first), scores.json (all)"
+    )
 
 
 def _same_question(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -195,7 +206,14 @@ def _same_question(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
-    """Draw new sequences. Writes samples.npz, and for music one .mid and .wav each."""
+    """Draw new sequences. Writes samples.npz, and for music one .mid and .wav each.
+
+    Args:
+        run: run directory, made by dynavae fit --out.
+        batch: number of sequences.
+        length: frames of each.
+        seed: of the noise.
+    """
     opened = Run.open(run)
     net, splits = opened.model(), opened.data()
     if net.control_dim:
@@ -232,6 +250,16 @@ def forecast(
 
     With `future`, forecast what comes after the last frame. Writes forecast.npz and forecast.csv: id, time, column,
     mean, quantiles, and the truth where it is known, in the units of the data.
+
+    Args:
+        run: run directory, made by dynavae fit --out.
+        horizon: frames to forecast.
+        context: frames to read first; default: all but the last `horizon`.
+        samples: futures drawn for each sequence.
+        data: another data set or file; default: that of the run.
+        split: which part of the data.
+        future: continue after the last frame instead.
+        seed: of the noise.
     """
     opened = Run.open(run)
     net, splits = opened.model(), opened.data(data)
@@ -292,6 +320,15 @@ def impute(
     `hide_what` is "frames" or single "values"; `split` may be "all", to fill every gap of the data. Writes
     imputed.npz and imputed.csv: id, time, column, mean and quantiles of the missing values only, in the units of the
     data.
+
+    Args:
+        run: run directory, made by dynavae fit --out.
+        hide: share to hide first, in [0, 1), so that the error on it can be reported.
+        hide_what: hide whole "frames" or single "values".
+        samples: completions drawn for each sequence.
+        data: another data set or file; default: that of the run.
+        split: which part of the data.
+        seed: of the noise.
     """
     if not 0 <= hide < 1:
         raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
@@ -356,7 +393,16 @@ def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) ->
 def report(
     run: str, split: str = "test", sequences: int = 2, horizon: int = 16, samples: int = 20, seed: int = 0
 ) -> str:
-    """Write report.html: setting, scores, curves, latents, reconstructions, samples, forecasts."""
+    """Write report.html: setting, scores, curves, latents, reconstructions, samples, forecasts.
+
+    Args:
+        run: run directory, made by dynavae fit --out.
+        split: which part of the data is shown.
+        sequences: how many of its sequences.
+        horizon: frames of the forecasts.
+        samples: futures drawn for each.
+        seed: of the noise.
+    """
     from dynavae.report import write_report
     from dynavae.report.gather import gather
 
