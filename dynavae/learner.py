@@ -62,6 +62,8 @@ class Learner(LightningModule):
         hide: what `hide_rate` hides: whole "frames", or single "values" (each coordinate on its own).
         score_hidden: score what is hidden, though the posterior has not read it: learns to impute. Still a bound on
             log p(x), for models that read no past x when they generate ("elbo", "iwae", "renyi").
+        compile: put the scoring of all frames through `torch.compile`: needs a C++ compiler, takes some seconds at
+            the start; what it gains is in the page on speed.
         seed: of all noise.
 
     Raises:
@@ -110,6 +112,7 @@ class Learner(LightningModule):
         hide_rate: Real = 0.0,
         hide: str = "frames",
         score_hidden: bool = False,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -140,6 +143,7 @@ class Learner(LightningModule):
             hide_rate=hide_rate,
             hide=hide,
             score_hidden=score_hidden,
+            compile=compile,
         )
         self.optimizer_name, self.weight_decay, self.eps = optimizer, weight_decay, eps
         self.rate = dict(
@@ -163,7 +167,7 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         kind, lr = OPTIMIZERS[self.optimizer_name], self.rate["lr"]
-        return kind(self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps)
+        return kind(self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=True)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, next(self.model.parameters()).dtype)

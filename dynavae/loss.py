@@ -23,6 +23,7 @@ from dynavae.scan import Trajectory, scan
 from dynavae.schedules import Real, kl_weight, ramp, seed_for
 from dynavae.tasks.capabilities import require
 from dynavae.tasks.common import noise as noise_by_sequence
+from dynavae.terms import compiled
 
 log = logging.getLogger("dynavae")
 
@@ -65,6 +66,7 @@ class Loss:
         hide_rate: Real = 0.0,
         hide: str = "frames",
         score_hidden: bool = False,
+        compile: bool = False,
     ) -> None:
         one_of("objective", objective, OBJECTIVES)
         one_of("hide", hide, HIDE)
@@ -114,7 +116,9 @@ class Loss:
         self.scheduled_sampling = scheduled_sampling
         self.sampling_ramp = (scheduled_sampling_start, scheduled_sampling_end)
         self.truncate, self.hide_rate, self.hide = truncate, hide_rate, hide
-        self.score_hidden = score_hidden
+        self.score_hidden, self.compile = score_hidden, compile
+        if compile:
+            compiled()  # says now if there is no compiler
 
     def kl_weight_at(self, epoch: Real) -> float:
         """Weight of the KL, with `beta`."""
@@ -180,6 +184,7 @@ class Loss:
                     noise=noise if whole else _noise(noise, chunk),
                     state=state,
                     carry=not whole,
+                    compile=self.compile,
                 )
             if self.score_hidden and self.hide_rate:
                 trajectory = _scored(trajectory, scored if whole else _frames(scored, chunk))

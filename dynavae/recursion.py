@@ -150,7 +150,9 @@ def recur(
             flat += [part.reshape(K * B, -1) for part in state]
     keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in flat)
     plan = _Plan(Size(T, K, B, keep), (posterior, features, prior), to_normal, memory)
-    flat = [None if a is None else a.to(noise.dtype) for a in flat]  # autocast may have made some of them short
+    flat = [
+        None if a is None else a.to(noise.dtype) for a in flat
+    ]  # autocast may have made some of them short
     with torch.autocast(noise.device.type, enabled=False):
         z, q, p, f, *states = _Recur.apply(plan, noise.reshape(T, K * B, z_dim), *flat)
 

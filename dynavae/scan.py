@@ -20,6 +20,7 @@ from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.proposals import Amortized, Proposal, amortized
 from dynavae.resampling import Resampling
+from dynavae.terms import Terms, compiled, terms
 from dynavae.trajectory import State, Trajectory
 
 __all__ = ["State", "Trajectory", "check_fits", "scan"]
@@ -40,6 +41,7 @@ def scan(
     state: State | None = None,
     carry: bool = False,
     fast: bool = True,
+    compile: bool = False,
 ) -> Trajectory:
     """Run a model over time.
 
@@ -59,8 +61,11 @@ def scan(
         state: where the previous chunk of these sequences ended.
         carry: return the state after each sequence's last frame.
         fast: hoist and defer; False runs everything in the loop.
+        compile: put what comes after the loop through `torch.compile`.
     """
-    run = _Run(model, batch, particles, propose, resample, free, feedback, draw_x, state, carry, fast)
+    run = _Run(
+        model, batch, particles, propose, resample, free, feedback, draw_x, state, carry, fast, compile
+    )
     if noise is None:
         noise = draw(
             model,
@@ -93,6 +98,7 @@ class _Run:
     ancestors: list[Tensor]
     increments: list[Tensor]
     stepwise: bool = False
+    p_z: Any = None
 
     def __init__(
         self,
@@ -107,6 +113,7 @@ class _Run:
         state: State | None,
         carry: bool,
         fast: bool,
+        compile: bool,
     ) -> None:
         check_fits(model, batch)
         if feedback not in ("sample", "mean"):
@@ -120,6 +127,7 @@ class _Run:
             )
         self.model, self.propose, self.resample, self.feedback = model, propose, resample, feedback
         self.draw_x, self.state, self.carry, self.fast = draw_x, state, carry, fast
+        self.compile = compile and fast
         self.K, self.B, self.T = particles, len(batch), batch.steps
         self.lengths = batch.lengths
         self.x = batch.x.flatten(2).transpose(0, 1)
@@ -331,8 +339,6 @@ class _Run:
         )
         self.w_last = self.w
 
-        self.p_z = None
-
     def recursion(self) -> bool:
         """The model's faster form of the loop, if it has one and it applies."""
         if not self.standard or self.w is not None:
@@ -352,24 +358,21 @@ class _Run:
             self.z = torch.stack(self.zs)
             self.q = None if self._mixed(self.qs) else tree.stack(self.qs)
             self.past_h, self.present_h = tree.stack(self.past_hs), tree.stack(self.present_hs)
+            if self.prior_in_loop:
+                self.p_z = None if self._mixed(self.p_zs) else tree.stack(self.p_zs)
+        p_x = tree.stack(self.p_xs) if self.stepwise and self.likelihood_in_loop else None
         c = tree.stack(self.cs) if self.draws and model.past_x.out_dim else _lift(self.c)
         control = _lift(self.control)
-        if not self.stepwise and self.p_z is not None:
-            p_z = self.p_z
-        elif not self.stepwise or not self.prior_in_loop:
-            p_z = at(model.prior(Past(c, self.past_h, control, self.w)), self.z)
-        else:
-            p_z = None if self._mixed(self.p_zs) else tree.stack(self.p_zs)
-        if self.stepwise and self.likelihood_in_loop:
-            p_x = tree.stack(self.p_xs)
-        else:
-            p_x = model.decode(Present(c, self.present_h, control, self.w), self.lengths)
-
-        log_prior = p_z.log_prob(self.z) if p_z is not None else self._each(self.p_zs)
-        log_proposal = self.q.log_prob(self.z) if self.q is not None else self._each(self.qs)
+        past, present = Past(c, self.past_h, control, self.w), Present(c, self.present_h, control, self.w)
         observed = None if self.observed is None else self.observed.unsqueeze(1)
-        log_likelihood = p_x.log_prob(self.x.unsqueeze(1), observed)
-        kl = self.q.kl(p_z) if self.q is not None and p_z is not None else None
+        frames = (past, present, self.lengths, self.x.unsqueeze(1), observed, self.z)
+        if self.q is None or (self.p_z is None and self.stepwise and self.prior_in_loop):
+            p_z, p_x, log_prior, log_likelihood, log_proposal, kl = self._apart(past, present, p_x, observed)
+        else:
+            score = compiled() if self.compile else terms
+            p_z, p_x, log_prior, log_likelihood, log_proposal, kl = score(
+                model, *frames, self.q, self.p_z, p_x
+            )
 
         lead = (self.T, self.K, self.B)
         log_evidence = log_weight = ancestors = None
@@ -400,6 +403,17 @@ class _Run:
             None,
         )
         return trajectory._replace(state=self._state(trajectory)) if self.carry else trajectory
+
+    def _apart(self, past: Past, present: Present, p_x: Any, observed: Tensor | None) -> Terms:
+        """The terms where the steps have distributions of different kinds, which cannot be stacked."""
+        if p_x is None:
+            p_x = self.model.decode(present, self.lengths)
+        if not self.prior_in_loop:
+            self.p_z = at(self.model.prior(past), self.z)
+        log_prior = self.p_z.log_prob(self.z) if self.p_z is not None else self._each(self.p_zs)
+        log_proposal = self.q.log_prob(self.z) if self.q is not None else self._each(self.qs)
+        log_likelihood = p_x.log_prob(self.x.unsqueeze(1), observed)
+        return Terms(self.p_z, p_x, log_prior, log_likelihood, log_proposal, None)
 
     def _drawn(self, p_x: Any) -> Tensor | None:
         if self.stepwise and self.draws:

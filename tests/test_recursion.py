@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import gc
+import shutil
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from dynavae import Sequences, objectives
+from dynavae.loss import Loss
 from dynavae.models import DKF, RVAE, SRNN, VRNN
 from dynavae.nn.mlp import ACTIVATIONS
 from dynavae.noise import Noise, draw
 from dynavae.scan import Trajectory, scan
+from dynavae.terms import compiled
 
 CELLS = ("lstm", "gru", "rnn", "relu_rnn")
 
@@ -229,3 +235,24 @@ def test_autocast() -> None:
     assert short.z.dtype == torch.float32
     torch.testing.assert_close(short.z, full.z, rtol=0.05, atol=0.05)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_compiled_terms() -> None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler on the path")
+    script = Path(__file__).parent / "scripts" / "compiled.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert run.stdout == "equal\n", run.stderr
+
+
+def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    compiled.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="no C\\+\\+ compiler on the path: install one"):
+            Loss(VRNN(x_dim=3, z_dim=2, h_dim=5), compile=True)
+    finally:
+        compiled.cache_clear()

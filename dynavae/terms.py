@@ -1,0 +1,62 @@
+"""What the conditionals say of all frames at once: the part of a scan that no recursion needs.
+
+It is one function of tensors, so it can be compiled whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynavae.distributions import at
+from dynavae.model import Past, Present, SequentialLVM
+
+
+class Terms(NamedTuple):
+    """Conditionals of all frames, and their log-densities (T, K, B) or broadcastable, nats."""
+
+    p_z: Any
+    p_x: Any
+    log_prior: Tensor
+    log_likelihood: Tensor
+    log_proposal: Tensor
+    kl: Tensor | None  # of each coordinate; None without a closed form
+
+
+def terms(
+    model: SequentialLVM,
+    past: Past,
+    present: Present,
+    lengths: Tensor,
+    x: Tensor,
+    observed: Tensor | None,
+    z: Tensor,
+    q: Any,
+    p_z: Any = None,
+    p_x: Any = None,
+) -> Terms:
+    """Score z and x, (T, K, B, .), under what the model says of them; a factor that is given is not computed again."""
+    if p_z is None:
+        p_z = at(model.prior(past), z)
+    if p_x is None:
+        p_x = model.decode(present, lengths)
+    return Terms(p_z, p_x, p_z.log_prob(z), p_x.log_prob(x, observed), q.log_prob(z), q.kl(p_z))
+
+
+@functools.cache
+def compiled() -> Callable[..., Terms]:
+    """The same through `torch.compile`: fewer passes over memory, after some seconds for each kind of model."""
+    if not torch.cuda.is_available() and not any(
+        map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))
+    ):
+        raise RuntimeError(
+            "compile=True translates the scoring of all frames to C++, and there is no C++ compiler on the path: "
+            "install one (g++ or clang), name it in CXX, or leave compile=False."
+        )
+    return torch.compile(terms, dynamic=True)
