@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "dynavae"
-author = "The dynavae developers"
+author = copyright = "The dynavae developers"
 release = version = importlib.metadata.version("dynavae")
 
 extensions = [

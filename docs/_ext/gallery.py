@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import logging
 import re
 import time
 import warnings
@@ -68,6 +69,7 @@ def run(example: Example, folder: Path) -> str:
     import torch
 
     torch.set_num_threads(1)
+    logging.getLogger("dynavae").setLevel(logging.WARNING)
     scope: dict[str, Any] = {"__name__": "__main__"}
     page = [f"# {example.title}", "", example.introduction, ""]
     pictures = 0
@@ -120,7 +122,7 @@ def index(examples: list[Example]) -> str:
 
 def build(app: Any) -> None:
     """Write `docs/gallery`, which git ignores."""
-    from sphinx.util import logging
+    from sphinx.util.logging import getLogger
 
     folder = Path(app.srcdir) / "gallery"
     folder.mkdir(exist_ok=True)
@@ -132,7 +134,7 @@ def build(app: Any) -> None:
         start = time.perf_counter()
         (folder / f"{example.name}.md").write_text(run(example, folder), encoding="utf-8")
         seconds = time.perf_counter() - start
-        logging.getLogger(__name__).info(f"examples/{example.name}.py: {seconds:.1f} s")
+        getLogger(__name__).info(f"examples/{example.name}.py: {seconds:.1f} s")
     (folder / "index.md").write_text(index(examples), encoding="utf-8")
 
 
