@@ -40,12 +40,12 @@ format: $(DEV) ## Put the code into its standard form
 bench: $(CORE) ## Time the models
 	$(BIN)/python benchmarks/zoo.py
 
-docs: $(DOCS) ## Build the documentation into docs/_build
-	$(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs docs/_build
+docs: $(DOCS) ## Build the documentation into docs/_build (runs the examples: a minute or two)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --quiet --fail-on-warning --builder html docs docs/_build
 	@echo "open docs/_build/index.html"
 
 clean: ## Remove what was built, but not .venv
-	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build docs/_generated docs/gallery *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 $(BIN)/python:

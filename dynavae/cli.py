@@ -31,7 +31,7 @@ COMMANDS: dict[str, str] = {
     "generate": "draw new sequences from a run",
     "forecast": "continue sequences",
     "impute": "fill what is missing",
-    "report": "write report.html of a run",
+    "report": "write report.html of a run, or compare several on one page",
     "list": "models (with the model × task table), data, emissions",
 }
 FROM_DATA = {"x_dim", "control_dim"}
@@ -275,7 +275,8 @@ def other_parser(command: str) -> ArgumentParser:
         parser.add_argument("what", nargs="?", default="models", choices=["models", "data", "emissions"])
         parser.add_argument("--json", action="store_true", help="machine-readable")
         return parser
-    parser.add_argument("run", type=str, help="run directory, made by dynavae fit --out")
+    several = {"nargs": "+"} if command == "report" else {}
+    parser.add_argument("run", type=str, help="run directory, made by dynavae fit --out", **several)
     parser.add_function_arguments(function, skip={"run"})
     return parser
 

@@ -391,24 +391,38 @@ def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) ->
 
 
 def report(
-    run: str, split: str = "test", sequences: int = 2, horizon: int = 16, samples: int = 20, seed: int = 0
+    run: str | list[str],
+    out: str | None = None,
+    split: str = "test",
+    sequences: int = 2,
+    horizon: int = 16,
+    samples: int = 20,
+    seed: int = 0,
 ) -> str:
-    """Write report.html: setting, scores, curves, latents, reconstructions, samples, forecasts.
+    """Write report.html of a run: setting, scores, curves, latents, reconstructions, samples, forecasts.
+
+    With several runs, write comparison.html instead: scores in one table, differing settings, curves overlaid, and
+    forecasts and imputations of the same sequences side by side.
 
     Args:
-        run: run directory, made by dynavae fit --out.
+        run: run directory, made by dynavae fit --out; or several, to compare them.
+        out: file to write; default: report.html in the run, or comparison.html here.
         split: which part of the data is shown.
         sequences: how many of its sequences.
         horizon: frames of the forecasts.
         samples: futures drawn for each.
         seed: of the noise.
     """
-    from dynavae.report import write_report
+    from dynavae.report import write_comparison, write_report
     from dynavae.report.gather import gather
 
-    opened = Run.open(run)
-    content = gather(opened, split, sequences, horizon, samples, seed)
-    path = write_report(opened.directory / "report.html", **content)
+    runs = [run] if isinstance(run, str) else run
+    options = {"split": split, "sequences": sequences, "horizon": horizon, "samples": samples, "seed": seed}
+    if len(runs) > 1:
+        path = write_comparison(out or "comparison.html", runs, **options)  # type: ignore[arg-type]
+    else:
+        opened = Run.open(runs[0])
+        path = write_report(out or opened.directory / "report.html", **gather(opened, **options))  # type: ignore[arg-type]
     return f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 

@@ -10,7 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dynavae.music import runs
-from dynavae.report.theme import BLUE, GAP, GREEN, HALF, INK, MUTED, ORANGE, PURPLE, WIDE, figure
+from dynavae.report.theme import (
+    BLUE,
+    GAP,
+    GREEN,
+    HALF,
+    INK,
+    MUTED,
+    ORANGE,
+    PURPLE,
+    WIDE,
+    figure,
+    plain_log,
+    whole_ticks,
+)
 
 SPLIT_COLOURS = {"train": BLUE, "valid": ORANGE, "test": GREEN, "": PURPLE}
 BANDS = ((0.05, 0.95, 0.18), (0.25, 0.75, 0.30))  # lower and upper quantile, opacity
@@ -37,10 +50,12 @@ def curve(
             axis.plot(x[best], y[best], "o", color=colour, markersize=4.5)
     values = np.concatenate([y for _, y in series.values()])
     if values.min() > 0 and values.max() > 100 * values.min():
-        axis.set_yscale("log")
+        plain_log(axis)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.margins(x=0.02, y=0.08)
+    if all((x == np.round(x)).all() for x, _ in series.values()):
+        whole_ticks(axis)
     places = np.unique(np.concatenate([x for x, _ in series.values()]))
     if len(places) == 1:
         axis.set_xticks(places, [f"{places[0]:g}"])
@@ -123,34 +138,11 @@ def against_data(
         bounds: lower and upper quantile, (T, dims) each.
         only_gaps: draw mean and quantiles in the gaps alone, joined to the data beside them.
     """
-    step = np.median(np.diff(time)) if len(time) > 1 else 1.0
 
     def draw(axis: Axes, index: int) -> None:
-        seen = observed[:, index]
-        gaps = runs(~seen[:, None])[:, 1:]
-        for start, stop in gaps:
-            axis.axvspan(time[start] - step / 2, time[stop - 1] + step / 2, color=GAP, linewidth=0, zorder=0)
-        centre, lower, upper = (
-            np.where(seen, data[:, index], value[:, index]) if only_gaps else value[:, index]
-            for value in (mean, *(bounds or (mean, mean)))
-        )
-        shown = _beside(~seen) if only_gaps else np.ones_like(seen)
-        if bounds is not None:
-            axis.fill_between(time, lower, upper, where=shown, color=BLUE, alpha=0.22, linewidth=0)
-        truth = data[:, index]
-        if (np.isfinite(truth) & ~seen).any():
-            axis.plot(
-                time,
-                np.where(_beside(~seen), truth, np.nan),
-                color=INK,
-                linewidth=0.9,
-                linestyle=(0, (1, 1.5)),
-            )
-        width, opacity = (1.0, 1.0) if only_gaps else (3.0, 0.35)  # a reconstruction would hide a thin line
-        axis.plot(
-            time, np.where(seen, truth, np.nan), color=INK, linewidth=width, alpha=opacity, **_dots(seen)
-        )
-        axis.plot(time, np.where(shown, centre, np.nan), color=BLUE)
+        limits = None if bounds is None else (bounds[0][:, index], bounds[1][:, index])
+        columns = (data[:, index], observed[:, index], mean[:, index])
+        draw_against(axis, time, *columns, bounds=limits, only_gaps=only_gaps)
 
     return panels(labels, draw, xlabel)
 
@@ -179,18 +171,67 @@ def forecast(
     """
 
     def draw(axis: Axes, index: int) -> None:
-        if len(samples) > 1:
-            for low, high, opacity in BANDS:
-                lower, upper = np.quantile(samples[:, :, index], (low, high), axis=0)
-                axis.fill_between(future, lower, upper, color=BLUE, alpha=opacity, linewidth=0)
-        for sample in samples[:paths]:
-            axis.plot(future, sample[:, index], color=BLUE, linewidth=0.7, alpha=0.8)
-        axis.plot(past, context[:, index], color=INK, linewidth=1, **_dots(np.isfinite(context[:, index])))
-        if truth is not None:
-            axis.plot(future, truth[:, index], color=ORANGE, linewidth=1.2)
-        axis.axvline(future[0], color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
+        seen = None if truth is None else truth[:, index]
+        draw_forecast(axis, past, future, context[:, index], seen, samples[:, :, index], paths)
 
     return panels(labels, draw, xlabel, height=0.85)
+
+
+def draw_against(
+    axis: Axes,
+    time: np.ndarray,
+    data: np.ndarray,
+    observed: np.ndarray,
+    mean: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray] | None = None,
+    only_gaps: bool = False,
+) -> None:
+    """One dimension of data against a model's mean: all arrays (T,)."""
+    step = np.median(np.diff(time)) if len(time) > 1 else 1.0
+    gaps = runs(~observed[:, None])[:, 1:]
+    for start, stop in gaps:
+        axis.axvspan(time[start] - step / 2, time[stop - 1] + step / 2, color=GAP, linewidth=0, zorder=0)
+    centre, lower, upper = (
+        np.where(observed, data, value) if only_gaps else value for value in (mean, *(bounds or (mean, mean)))
+    )
+    shown = _beside(~observed) if only_gaps else np.ones_like(observed)
+    if bounds is not None:
+        axis.fill_between(time, lower, upper, where=shown, color=BLUE, alpha=0.22, linewidth=0)
+    if (np.isfinite(data) & ~observed).any():
+        axis.plot(
+            time,
+            np.where(_beside(~observed), data, np.nan),
+            color=INK,
+            linewidth=0.9,
+            linestyle=(0, (1, 1.5)),
+        )
+    width, opacity = (1.0, 1.0) if only_gaps else (3.0, 0.35)  # a reconstruction would hide a thin line
+    axis.plot(
+        time, np.where(observed, data, np.nan), color=INK, linewidth=width, alpha=opacity, **_dots(observed)
+    )
+    axis.plot(time, np.where(shown, centre, np.nan), color=BLUE)
+
+
+def draw_forecast(
+    axis: Axes,
+    past: np.ndarray,
+    future: np.ndarray,
+    context: np.ndarray,
+    truth: np.ndarray | None,
+    samples: np.ndarray,
+    paths: int = 3,
+) -> None:
+    """One dimension of a forecast: context (C,), truth (H,) or None, samples (S, H)."""
+    if len(samples) > 1:
+        for low, high, opacity in BANDS:
+            lower, upper = np.quantile(samples, (low, high), axis=0)
+            axis.fill_between(future, lower, upper, color=BLUE, alpha=opacity, linewidth=0)
+    for sample in samples[:paths]:
+        axis.plot(future, sample, color=BLUE, linewidth=0.7, alpha=0.8)
+    axis.plot(past, context, color=INK, linewidth=1, **_dots(np.isfinite(context)))
+    if truth is not None:
+        axis.plot(future, truth, color=ORANGE, linewidth=1.2)
+    axis.axvline(future[0], color=MUTED, linewidth=0.8, linestyle=(0, (3, 2)))
 
 
 def _beside(mask: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dynavae import tasks
+from dynavae.data import DataSplits
 from dynavae.results import to_units
 from dynavae.runs import Run
 from dynavae.scan import scan
@@ -40,10 +41,10 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         "setting": _setting(run),
         "scores": [_score(s) for s in run.scores()],
         "history": [{k: v for k, v in row.items() if k != "updates"} for row in run.history()],
-        "kl_per_dim": _kl_per_dimension(model, chosen, seed),
+        "kl_per_dim": kl_per_dimension(model, chosen, seed),
         "latents": latents,
         "reconstructions": reconstructions,
-        "forecasts": _forecasts(model, chosen, rows, horizon, samples, seed),
+        "forecasts": forecasts(model, chosen, rows, horizon, samples, seed),
         "kind": "real" if binary and not model.emission.discrete else splits.kind,
         "meta": splits.meta,
         "log": run.notes(),
@@ -51,12 +52,11 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
     if not model.control_dim:
         length = int(np.median(chosen.lengths))
         content["samples"] = list(tasks.generate(model, 4, length, seed=seed).x.numpy())
-    content["imputations"] = _imputations(model, batch, seed)
+    content["imputations"] = imputations(model, batch, seed)
     if model.w_dim:
         content["log"] = [*content["log"], _sequence_latent(model, chosen, seed)]
     for found in ("reconstructions", "forecasts", "imputations"):
-        for item in content.get(found, ()):
-            item.update({k: to_units(splits, v) for k, v in item.items() if k in VALUES and v is not None})
+        content[found] = shown_in_units(splits, content[found])
     if "samples" in content:
         content["samples"] = [to_units(splits, x) for x in content["samples"]]
     return content
@@ -64,6 +64,14 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
 
 VALUES = ("data", "mean", "context", "truth", "samples", "lower", "upper")
 """What is shown in the units of the data."""
+
+
+def shown_in_units(splits: DataSplits, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reconstructions, forecasts or imputations in the units of the data."""
+    return [
+        {k: to_units(splits, v) if k in VALUES and v is not None else v for k, v in item.items()}
+        for item in items
+    ]
 
 
 def _score(score: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +96,7 @@ def _setting(run: Run) -> dict[str, Any]:
     }
 
 
-def _kl_per_dimension(model: Any, chosen: Any, seed: int) -> np.ndarray | None:
+def kl_per_dimension(model: Any, chosen: Any, seed: int) -> np.ndarray | None:
     """KL of each latent coordinate, nats per frame, over at most 64 sequences."""
     rows = list(range(min(64, len(chosen))))
     with evaluating(model):
@@ -99,7 +107,7 @@ def _kl_per_dimension(model: Any, chosen: Any, seed: int) -> np.ndarray | None:
         return (run.kl.sum((0, 1, 2)) / batch.frames).cpu().numpy()
 
 
-def _forecasts(
+def forecasts(
     model: Any, chosen: Any, rows: list[int], horizon: int, samples: int, seed: int
 ) -> list[dict[str, Any]]:
     """The last `horizon` frames of each sequence from those before them."""
@@ -123,14 +131,14 @@ def _forecasts(
     return out
 
 
-def _imputations(model: Any, batch: Any, seed: int) -> list[dict[str, Any]]:
+def imputations(model: Any, batch: Any, seed: int, samples: int = 100) -> list[dict[str, Any]]:
     """The gaps filled; where nothing is missing, a gap is made: the second quarter of each sequence."""
     known = batch.arrays()
     if batch.complete:
         t = torch.arange(batch.steps)
         gap = (t >= batch.lengths[:, None] // 4) & (t < batch.lengths[:, None] // 2)
         batch = batch.hide(gap.unsqueeze(-1).expand_as(batch.x))
-    filled = tasks.impute(model, batch, samples=100, seed=seed)
+    filled = tasks.impute(model, batch, samples=samples, seed=seed)
     low, high = filled.quantile(0.05), filled.quantile(0.95)
     out = []
     for i, array in enumerate(known):

@@ -95,10 +95,10 @@ def definitions(title: str, entries: Mapping[str, Any], as_code: bool = False) -
 
 
 def table(heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]], caption: str) -> str:
-    """A table whose first column names the rows; heads and cells are HTML, rows are (class, name, cells)."""
+    """A table whose first column names the rows; all is HTML; rows are (class, name, cells)."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in heads)
     body = "".join(
-        f'<tr class="{kind}"><th scope="row">{escape(name)}</th>'
+        f'<tr class="{kind}"><th scope="row">{name}</th>'
         + "".join(f"<td>{cell}</td>" for cell in cells)
         + "</tr>"
         for kind, name, cells in rows
@@ -111,10 +111,11 @@ def table(heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]], 
     )
 
 
-def tile(figure: str, unit: str, label: str) -> str:
-    """One figure in large type, for the head of the page."""
+def tile(figure: str, unit: str, label: str, role: str = "") -> str:
+    """One figure in large type, for the head of the page; a role gives it the colour of a run."""
+    edge = f' style="border-left:4px solid var(--{role})"' if role else ""
     return (
-        f'<div class="tile"><strong>{escape(figure)}</strong> <span>{escape(unit)}</span>'
+        f'<div class="tile"{edge}><strong>{escape(figure)}</strong> <span>{escape(unit)}</span>'
         f"<p>{escape(label)}</p></div>"
     )
 

@@ -41,6 +41,7 @@ def piano_rolls(
     frame_seconds: float,
     lowest_midi: int,
     now: int | None = None,
+    keys: tuple[int, int] | None = None,
 ) -> Figure:
     """Piano rolls one above the other: time in seconds, notes by name, the rows of the black keys shaded.
 
@@ -50,11 +51,11 @@ def piano_rolls(
         lowest_midi: MIDI note number of column 0.
         now: the frame that is time 0 and is marked by a line; later notes are orange. None: time 0 is the
             beginning.
+        keys: the columns to show, first and one past the last; by default those in use.
     """
     shape = next(a for a in (rolls[0].notes, rolls[0].shade) if a is not None).shape
-    low, high = _key_range(
-        [a for roll in rolls for a in (roll.notes, roll.shade, roll.outline) if a is not None]
-    )
+    used = [a for roll in rolls for a in (roll.notes, roll.shade, roll.outline) if a is not None]
+    low, high = keys or key_range(used)
     rows = high - low
     drawing = figure(WIDE, len(rolls) * (0.36 + 0.026 * rows) + 0.3)
     axes = np.atleast_1d(drawing.subplots(len(rolls), 1, sharex=True, sharey=True))
@@ -169,11 +170,15 @@ def _pictures(
     return drawing
 
 
-def _key_range(rolls: Sequence[np.ndarray]) -> tuple[int, int]:
-    """The keys in use, with two to spare on either side; an octave and a half at least."""
+def key_range(rolls: Sequence[np.ndarray], spare_keys: int = 2) -> tuple[int, int]:
+    """The keys in use, with some to spare on either side; an octave and a half at least."""
     keys = rolls[0].shape[1]
     used = np.flatnonzero(np.any([(np.nan_to_num(roll) > 0.05).any(0) for roll in rolls], axis=0))
-    low, high = (int(used[0]) - 2, int(used[-1]) + 3) if len(used) else (keys // 2 - 9, keys // 2 + 9)
+    low, high = (
+        (int(used[0]) - spare_keys, int(used[-1]) + spare_keys + 1)
+        if len(used)
+        else (keys // 2 - 9, keys // 2 + 9)
+    )
     spare = max(0, 18 - (high - low))
     return max(0, low - spare // 2), min(keys, high + (spare + 1) // 2)
 

@@ -78,13 +78,13 @@ def score_section(scores: Sequence[Mapping[str, Any]], kind: str) -> Section | N
         (
             "main" if key.startswith("nats_per_frame") else "",
             name,
-            [_score_cell(score, key, required) for score in scores],
+            [score_cell(score, key, required) for score in scores],
         )
         for key, name, required in SCORE_FIELDS
         if required or any(key in score for score in scores)
     ]
     rows += [
-        ("", str(key).replace("_", " "), [_score_cell(score, key, False) for score in scores])
+        ("", html.escape(str(key).replace("_", " ")), [score_cell(score, key, False) for score in scores])
         for key in others
     ]
     heads = ["", *(html.escape(score_title(score)) for score in scores)]
@@ -101,7 +101,7 @@ def score_section(scores: Sequence[Mapping[str, Any]], kind: str) -> Section | N
     return Section("scores", "Scores", lead, html.table(heads, rows, "Scores of this run"))
 
 
-def _score_cell(score: Mapping[str, Any], key: str, required: bool) -> str:
+def score_cell(score: Mapping[str, Any], key: str, required: bool) -> str:
     if key not in score:
         return '<span class="none">not stated</span>' if required else ""
     entry = score[key]
@@ -121,24 +121,24 @@ def _score_cell(score: Mapping[str, Any], key: str, required: bool) -> str:
 
 def history_section(history: Sequence[Mapping[str, Any]]) -> Section | None:
     """A chart for each quantity that was recorded, with a line for each split."""
-    clock = next((key for key in CLOCKS if any(_finite(row.get(key)) for row in history)), None)
+    clock = next((key for key in CLOCKS if any(finite(row.get(key)) for row in history)), None)
     metrics: dict[str, dict[str, list[tuple[float, float]]]] = {}
     left_out: dict[str, int] = {}
     for index, row in enumerate(history):
         x: Any = row.get(clock) if clock else index
-        if not _finite(x):
+        if not finite(x):
             continue
         for key, y in row.items():
             if key in CLOCKS or not isinstance(y, int | float | np.number) or isinstance(y, bool):
                 continue
-            split, metric = _split_of(key)
-            if _finite(y):
+            split, metric = split_of(key)
+            if finite(y):
                 metrics.setdefault(metric, {}).setdefault(split, []).append((float(x), float(y)))
             else:
                 left_out[metric] = left_out.get(metric, 0) + 1
     cards = [
         _curve_card(metric, metrics[metric], clock or "row", left_out.get(metric, 0))
-        for metric in sorted(metrics, key=_priority)
+        for metric in sorted(metrics, key=priority)
     ]
     if not cards:
         return None
@@ -180,7 +180,7 @@ def _colour(split: str) -> str:
     return {"train": "blue", "valid": "orange", "test": "green"}.get(split, "purple")
 
 
-def _split_of(key: str) -> tuple[str, str]:
+def split_of(key: str) -> tuple[str, str]:
     """("valid", "loss") of "valid/loss", "val_loss" or "valid.loss"; ("", key) of any other key."""
     for separator in ("/", "_", "."):
         head, found, tail = key.partition(separator)
@@ -189,7 +189,7 @@ def _split_of(key: str) -> tuple[str, str]:
     return "", key
 
 
-def _priority(metric: str) -> tuple[int, str]:
+def priority(metric: str) -> tuple[int, str]:
     """Scores first, then the loss, the KL, the rest, and the schedules."""
     if metric in ("kl_weight", "lr"):
         return 4, metric
@@ -203,7 +203,7 @@ def _priority(metric: str) -> tuple[int, str]:
     ), metric
 
 
-def _finite(x: object) -> bool:
+def finite(x: object) -> bool:
     return isinstance(x, int | float | np.number) and not isinstance(x, bool) and bool(np.isfinite(x))
 
 

@@ -16,7 +16,9 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from PIL import Image
 
 # role -> placeholder; `style.css` gives each variable --<role> a light and a dark value
@@ -97,6 +99,18 @@ def theme() -> Iterator[None]:
 def figure(width: float = WIDE, height: float = 2.4) -> Figure:
     """An empty figure of the given size in inches, apart from pyplot's global state."""
     return Figure(figsize=(width, height))
+
+
+def plain_log(axis: Axes) -> None:
+    """A logarithmic vertical axis with ticks such as 0.01, for text that is not typeset as mathematics."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def whole_ticks(axis: Axes) -> None:
+    """Ticks of a count, such as epochs, at whole numbers."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def svg(figure: Figure, name: str) -> str:

@@ -1,0 +1,120 @@
+"""Tables that the pages include: derived from the models and from `benchmarks/results`, never typed by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+BASELINES = {
+    "mean": "mean of the training part",
+    "last": "last value seen",
+    "linear": "straight lines",
+    "gru": "GRU forecast",
+}
+DATA = {"pm25": "PM2.5, 36 stations", "physionet": "PhysioNet 2012, 35 variables"}
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def facts(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
+    """What the figures of a table have in common, and in what they differ, in one paragraph."""
+    parts = []
+    for key in keys:
+        values = list(
+            dict.fromkeys(
+                str(r[key])[:12] if key == "data_sha256" else str(r[key]) for r in records if key in r
+            )
+        )
+        if values:
+            parts.append(f"{key.replace('_', ' ')}: {' / '.join(values)}")
+    return "*" + "; ".join(parts) + ".*\n"
+
+
+def zoo() -> str:
+    """The likelihood of every model on the packaged chorales."""
+    records = json.loads((RESULTS / "zoo.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            r["model"] + (" (density)" if r["density"] == "density" else ""),
+            *(f"{r[key]:.2f}" if r[key] is not None else "–" for key in ("neg_elbo", "iwae_100", "fivo_64")),
+            f"{r['parameters']:,}",
+            str(r["epochs"]),
+        ]
+        for r in records
+    ]
+    heads = ("model", "−ELBO", "IWAE-100", "FIVO-64", "parameters", "epochs")
+    said = facts(
+        records,
+        ("data", "split", "data_sha256", "frames", "average", "first_frame", "kl", "seed", "hardware"),
+    )
+    return markdown(heads, rows) + "\n" + said
+
+
+def imputation() -> str:
+    """The error of filled gaps on real data, for each data set."""
+    records = json.loads((RESULTS / "imputation.json").read_text(encoding="utf-8"))
+    out = []
+    for data in dict.fromkeys(r["data"] for r in records):
+        own = sorted((r for r in records if r["data"] == data), key=lambda r: r["mae"])
+        rows = [
+            [
+                BASELINES.get(r["model"], r["model"]) if r["baseline"] else f"**{r['model']}**",
+                f"{r['mae']:.3f}",
+                f"{r['crps']:.3f}",
+                f"{r['coverage_90']:.0%}" if "coverage_90" in r else "–",
+                str(r.get("training_seconds", "–")),
+            ]
+            for r in own
+        ]
+        units = ", ".join(dict.fromkeys(r["units"] for r in own))
+        heads = (
+            f"{DATA.get(data, data)}",
+            f"MAE, {units}",
+            "CRPS",
+            "in the 90 % band",
+            "seconds of training",
+        )
+        keys = (
+            "split",
+            "hidden",
+            "hidden_share",
+            "hidden_values",
+            "data_sha256",
+            "seed",
+            "selection",
+            "hardware",
+        )
+        out.append(markdown(heads, rows) + "\n" + facts([r for r in own if not r["baseline"]] or own, keys))
+    return "\n".join(out)
+
+
+def build(app: Any) -> None:
+    """Write `docs/_generated`, which git ignores."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import tables
+
+    from dynavae.catalogue import task_table
+
+    folder = Path(app.srcdir) / "_generated"
+    folder.mkdir(exist_ok=True)
+    for name, text in {
+        "tasks": task_table(),
+        "dependencies": tables.dependencies(),
+        "zoo": zoo(),
+        "imputation": imputation(),
+    }.items():
+        (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    app.connect("builder-inited", build)
+    return {"parallel_read_safe": True}

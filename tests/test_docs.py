@@ -1,0 +1,120 @@
+"""The documentation says what is true: its Python runs, its commands parse, its files are there.
+
+The snippets of a page run in their order, in one scope and an empty directory. `epochs=` is lowered to 1: what is tested is
+that they run. The gallery's examples run when the documentation is built (`make docs`), which is a slow test.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynavae import cli
+from dynavae.models import MODELS
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The `dynavae ...` lines of a page, as arguments."""
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    found = [re.sub(r"^torchrun .* -m dynavae\.cli ", "dynavae ", line) for line in lines]
+    return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("dynavae ")]
+
+
+ELSEWHERE = ("streaming",)  # run with its numbers checked by test_streaming.py
+WITH_PYTHON = [p for p in PAGES if blocks(p, "python") and p.stem not in ELSEWHERE]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.stem)
+def test_python_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    registered = dict(MODELS)
+    scope: dict[str, object] = {"__name__": "docs"}
+    torch.manual_seed(0)
+    try:
+        for number, source in enumerate(blocks(page, "python"), 1):
+            short = re.sub(r"\bepochs=\d+", "epochs=1", source)
+            exec(compile(short, f"{page.name}, python block {number}", "exec"), scope)
+    finally:
+        MODELS.clear()
+        MODELS.update(registered)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda page: page.stem)
+def test_commands_parse(page):
+    for command, *arguments in commands(page):
+        assert command in cli.COMMANDS, command
+        if command == "fit":
+            cli.fit_parser(model_required="--resume" not in arguments).parse_args(arguments)
+        else:
+            cli.other_parser(command).parse_args(arguments)
+
+
+def test_the_commands_of_getting_started_run(tmp_path, monkeypatch, capsys):
+    """As a reader would type them, with one epoch, networks of a few units, and few samples."""
+    monkeypatch.chdir(tmp_path)
+    smaller = {
+        "fit": ["--epochs", "1", "--model.h_dim", "8", "--progress", "false", "--tensorboard", "false"],
+        "evaluate": ["--bounds", "[elbo]"],
+        "forecast": ["--samples", "2"],
+        "generate": ["--batch", "1", "--length", "4"],
+        "report": ["--samples", "2", "--sequences", "1"],
+    }
+    for command, *arguments in commands(ROOT / "docs" / "getting_started.md"):
+        assert cli.main([command, *arguments, *smaller.get(command, [])]) == 0, capsys.readouterr().err
+    assert (tmp_path / "compare.html").is_file()
+    assert (tmp_path / "runs" / "vrnn" / "report.html").is_file()
+
+
+def test_links_between_pages_lead_somewhere():
+    made = {"gallery", "_generated"}  # when the documentation is built
+    examples = {path.stem for path in (ROOT / "examples").glob("*.py")} | {"index"}
+    for page in [*PAGES, *(ROOT / "docs" / "api").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:\s]+\.md)", page.read_text(encoding="utf-8")):
+            target = page.parent / link
+            if target.parent.name in made:
+                assert target.stem in examples, (page.name, link)
+            else:
+                assert target.is_file(), (page.name, link)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_can_be_taken_apart(script, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    import gallery
+
+    example = gallery.read(script)
+    assert example.name in gallery.ORDER
+    assert example.title and example.introduction and len(example.cells) >= 2
+    for cell in example.cells:
+        compile(cell.code, script.name, "exec")
+        assert not cell.code.startswith("#"), cell.code
+
+
+@pytest.mark.slow
+def test_the_documentation_builds_without_warnings(tmp_path):
+    pytest.importorskip("furo")
+    built = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "docs", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    assert len(list((tmp_path / "_images").glob("*.png"))) >= 7
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (tmp_path / f"{page.stem}.html").is_file()
