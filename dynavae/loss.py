@@ -80,6 +80,11 @@ class Loss:
             raise ValueError(
                 f"hide_rate is a share of the frames (or values), from 0 to below 1; got {hide_rate}."
             )
+        if hide_rate and hide == "values" and not model.emission.marginal:
+            raise ValueError(
+                f"{type(model.emission).__name__} emission: values of a frame are missing all together or not at all; "
+                "hide='values' hides single ones. Take hide='frames'."
+            )
         if score_hidden and (model.autoregressive or objective == "fivo"):
             raise ValueError(
                 "score_hidden scores x that the posterior has not read: a bound only where x is read by nothing else. "

@@ -261,8 +261,8 @@ def _check_data(what: str, data: SequenceDataset | Sequences, model: SequentialL
     like = next(model.parameters())
     first = data[[0]] if isinstance(data, Sequences) else data.batch([0])
     check_fits(model, first.to(device=like.device, dtype=like.dtype))
-    for i, (x, _) in enumerate(_values(data)):
-        model.emission.check(x, f"{what}, sequence {data.names[i]!r},")
+    for i, (x, observed) in enumerate(_values(data)):
+        model.emission.check(x, f"{what}, sequence {data.names[i]!r},", observed)
 
 
 def _description(model: SequentialLVM, train: Any, valid: Any) -> dict[str, Any]:
