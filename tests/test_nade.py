@@ -177,7 +177,7 @@ def test_tasks_fill_whole_frames_and_refuse_parts():
     ):
         with pytest.raises(ValueError, match=part):
             ask()
-    with pytest.raises(ValueError, match="hide=.values. hides single ones"):
+    with pytest.raises(ValueError, match=r"hide=.values. hides single ones"):
         dynavae.fit(model, notes(), epochs=1, hide_rate=0.2, hide="values", progress=False)
 
 

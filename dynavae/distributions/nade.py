@@ -161,7 +161,11 @@ class _Logits(torch.autograd.Function):
         g_d = g.T.unsqueeze(-1)
         dV = (s.mT @ g_d).squeeze(-1)
         ds = g_d * V.unsqueeze(1)
-        da = torch.ops.aten.sigmoid_backward(ds, s) if ctx.sigmoid else torch.ops.aten.threshold_backward(ds, s, 0)
+        da = (
+            torch.ops.aten.sigmoid_backward(ds, s)
+            if ctx.sigmoid
+            else torch.ops.aten.threshold_backward(ds, s, 0)
+        )
         later = da.flip(0).cumsum_(0)  # sums of da_i over i >= j, the last j first
         after = later[:-1]  # over i > j: what x_j W_j enters
         dW = torch.zeros_like(W)
