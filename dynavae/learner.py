@@ -30,7 +30,9 @@ class Learner(LightningModule):
 
     Args:
         model: any model; it is trained in place.
-        objective: "elbo", "iwae" and "renyi" (K whole paths), or "fivo" (a particle filter).
+        objective: "elbo", "iwae" and "renyi" (K whole paths), "fivo" (a particle filter), or "exact", log p(x) itself, of
+            an exact model: many times faster there than "elbo", which is the same number by way of sampled paths. Its KL
+            is reported as 0.
         particles: K; default 1 for the ELBO and 8 for the others.
         kl: "analytic", "sample", or "auto": sampled for exact models (there it is the likelihood), discrete
             latents and where no closed form exists, else analytic; decided once, at the first batch, and logged.

@@ -27,7 +27,7 @@ from dynavae.terms import compiled
 
 log = logging.getLogger("dynavae")
 
-OBJECTIVES = ("elbo", "iwae", "renyi", "fivo")
+OBJECTIVES = ("elbo", "iwae", "renyi", "fivo", "exact")
 HIDE = ("frames", "values")
 
 
@@ -81,6 +81,16 @@ class Loss:
         if not 0 <= hide_rate < 1:
             raise ValueError(
                 f"hide_rate is a share of the frames (or values), from 0 to below 1; got {hide_rate}."
+            )
+        if hide_rate and hide == "values" and not model.emission.marginal:
+            raise ValueError(
+                f"{type(model.emission).__name__} emission: values of a frame are missing all together or not at all; "
+                "hide='values' hides single ones. Take hide='frames'."
+            )
+        if objective == "exact" and (beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden):
+            raise ValueError(
+                "objective='exact' is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores what the "
+                "model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."
             )
         if score_hidden and (model.autoregressive or objective == "fivo"):
             raise ValueError(
@@ -166,6 +176,14 @@ class Loss:
             noise = draw(
                 self.model, batch.steps, self.particles, size, x=own, resample=self.objective == "fivo"
             )
+        if self.objective == "exact":
+            value = self.model.exact_log_likelihood(batch)
+            nats = -counts * float(value.detach().sum())
+            if not math.isfinite(nats):
+                raise FloatingPointError("log p(x) is not finite: lower the learning rate, or standardize x.")
+            sums = {"loss": nats, "nats": nats, "kl": 0.0, "reconstruction": nats}
+            yield Part(-counts * value.sum() / frames, sums)
+            return
         if share is not None:
             noise = noise.sequences(rows, batch.steps)
         state, weighted, plain = None, None, None
@@ -260,6 +278,10 @@ class Loss:
         if not batch.rows:
             return
         sequences, resample = batch.sequences, self.objective == "fivo"
+        if self.objective == "exact":
+            nats = -float(self.model.exact_log_likelihood(sequences).double().sum())
+            totals.add(batch.frames, nats=nats, kl=0.0, reconstruction=nats)
+            return
         eps = noise_by_sequence(self.model, sequences, self.particles, seed, batch.rows, resample=resample)
         trajectory = scan(
             self.model, sequences, particles=self.particles, resample=self.resampling, noise=eps

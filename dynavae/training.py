@@ -217,10 +217,11 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
     """Set the output bias (and a shared scale) to the mean and standard deviation of each coordinate.
 
     The model then starts from the marginal of the data, which saves the first epochs. Only observed values
-    count. It is done for models whose `p_x` is an :class:`~dynavae.nn.EmissionHead`.
+    count. It is done for models whose `p_x` is an :class:`~dynavae.nn.EmissionHead`; a model with a method `calibrate`
+    of its own, such as LGSSM, starts as it says.
 
     Returns:
-        Whether the model has such a head.
+        Whether anything was set.
 
     Example:
         >>> from dynavae import VAE
@@ -228,6 +229,9 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
         >>> calibrate(model, [[[2.0], [4.0]]]), model.p_x.linear.bias[0].item()
         (True, 3.0)
     """
+    own = getattr(model, "calibrate", None)
+    if own is not None:
+        return bool(own(list(_values(to_data(data)))))
     head = getattr(model, "p_x", None)
     if not isinstance(head, EmissionHead):
         return False
@@ -261,8 +265,8 @@ def _check_data(what: str, data: SequenceDataset | Sequences, model: SequentialL
     like = next(model.parameters())
     first = data[[0]] if isinstance(data, Sequences) else data.batch([0])
     check_fits(model, first.to(device=like.device, dtype=like.dtype))
-    for i, (x, _) in enumerate(_values(data)):
-        model.emission.check(x, f"{what}, sequence {data.names[i]!r},")
+    for i, (x, observed) in enumerate(_values(data)):
+        model.emission.check(x, f"{what}, sequence {data.names[i]!r},", observed)
 
 
 def _description(model: SequentialLVM, train: Any, valid: Any) -> dict[str, Any]:

@@ -134,6 +134,18 @@ def check_sequence(params: Any, x: Any, observed: Any = None, control: Any = Non
         )
 
 
+def check_constant(params: Any, x: Any, observed: Any = None, control: Any = None) -> None:
+    """As :func:`check_sequence`, and the parameters are the same for all steps and sequences."""
+    check_sequence(params, x, observed, control)
+    for name in LinearGaussian._fields:
+        value = getattr(params, name)
+        if value is not None and value.ndim > (1 if name in ("m0", "b", "d") else 2):
+            raise ValueError(
+                f"params.{name} should be the same for all steps and sequences; got shape {tuple(value.shape)}. "
+                "Parameters that vary are for kalman_filter."
+            )
+
+
 def check_moments(params: Any, mean: Any, covariance: Any, control: Any = None) -> None:
     """Check state moments (T, B, z_dim) and (T, B, z_dim, z_dim) against the parameters."""
     if mean.ndim != 3:

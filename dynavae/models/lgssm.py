@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch.nn.functional import softplus
 from dynavae.batch import Sequences
 from dynavae.distributions import MultivariateNormal
 from dynavae.exact import kalman
+from dynavae.exact.likelihood import log_likelihood
+from dynavae.exact.local_level import local_level
+from dynavae.exact.simulation import Completed, complete
 from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
 
 FLOOR = 1e-4
@@ -43,6 +47,8 @@ class LGSSM(SequentialLVM):
         control_dim: known inputs per frame.
         noise: "full" or "diagonal" covariance R of the observations.
         min_scale: floor of the diagonal of R's Cholesky factor: a coordinate that never changes has no density.
+        start: "random", or "local_level": `fit` then starts from one state per coordinate, with moments of the training
+            data (:func:`~dynavae.exact.local_level.local_level`); it needs z_dim = x_dim.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
 
@@ -64,13 +70,20 @@ class LGSSM(SequentialLVM):
         control_dim: int = 0,
         noise: str = "full",
         min_scale: float = 1e-4,
+        start: str = "random",
     ) -> None:
         super().__init__(x_dim, z_dim, {"emission": "gaussian", "scale": "fixed"}, control_dim)
         if noise not in ("full", "diagonal"):
             raise ValueError(f"noise should be 'full' or 'diagonal'; got {noise!r}.")
         if min_scale <= 0:
             raise ValueError(f"min_scale should be positive; got {min_scale}.")
-        self.full, self.min_scale = noise == "full", min_scale
+        if start not in ("random", "local_level"):
+            raise ValueError(f"start should be 'random' or 'local_level'; got {start!r}.")
+        if start == "local_level" and z_dim != x_dim:
+            raise ValueError(
+                f"start='local_level' has one state per coordinate: z_dim should be x_dim = {x_dim}; got {z_dim}."
+            )
+        self.full, self.min_scale, self.start = noise == "full", min_scale, start
         self.m0 = nn.Parameter(torch.zeros(z_dim))
         self.A = nn.Parameter(0.9 * torch.eye(z_dim) + 0.05 * torch.randn(z_dim, z_dim) / math.sqrt(z_dim))
         self.b = nn.Parameter(torch.zeros(z_dim))
@@ -119,6 +132,14 @@ class LGSSM(SequentialLVM):
             target.copy_(value)
         return self
 
+    def calibrate(self, sequences: Iterable[tuple[Tensor, Tensor]]) -> bool:
+        """Start from moments of training data, if `start` says so: (T, x_dim) values and masks of each sequence."""
+        if self.start == "random":
+            return False
+        moments = local_level(sequences)._asdict()
+        self.set_moments(**{name: value for name, value in moments.items() if value is not None})
+        return True
+
     def evidence(self, seen: Evidence) -> kalman.Information:
         """Messages p(x_{t:T} | z_t) in information form."""
         observed = seen.frame.observed
@@ -142,6 +163,7 @@ class LGSSM(SequentialLVM):
         if self.B is not None:
             loc = loc + started * (past.control @ self.B.mT)
         P0, Q, _ = self.factors
+        started = started[..., :1, :, :]  # the same for all particles: no covariance is computed K times
         return MultivariateNormal(loc, torch.where(started.unsqueeze(-1) > 0, Q, P0))
 
     def likelihood(self, present: Present) -> MultivariateNormal:
@@ -157,12 +179,15 @@ class LGSSM(SequentialLVM):
         return MultivariateNormal(fused.mean, torch.linalg.cholesky(fused.covariance))
 
     def _filtered(self, batch: Sequences) -> kalman.Filtered:
-        x, observed = batch.x.transpose(0, 1), batch.observed.transpose(0, 1)
-        control = None if batch.control is None else batch.control.transpose(0, 1)
-        return kalman.kalman_filter(self.parameters_in_moments, x, observed, control)
+        return kalman.kalman_filter(self.parameters_in_moments, *_time_first(batch))
 
     def exact_log_likelihood(self, batch: Sequences) -> Tensor:
-        return self._filtered(batch).log_likelihood.sum(0)
+        return log_likelihood(self.parameters_in_moments, *_time_first(batch))
+
+    def exact_paths(self, batch: Sequences, noise_z: Tensor, noise_x: Tensor) -> Completed:
+        """Samples and means of z_1:T and of what is missing of x, given noise (T, K, B, .): time leads."""
+        x, observed, control = _time_first(batch)
+        return complete(self.parameters_in_moments, x, noise_z, noise_x, observed, control)
 
     def exact_filter(self, batch: Sequences) -> tuple[Tensor, Tensor]:
         return _moments(self._filtered(batch))
@@ -203,6 +228,11 @@ class LGSSM(SequentialLVM):
     def exact_draw(self, belief: tuple[Tensor, Tensor, Tensor], noise: Tensor) -> Tensor:
         mean, covariance, _ = belief
         return MultivariateNormal(mean, torch.linalg.cholesky(covariance)).sample(noise)
+
+
+def _time_first(batch: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:
+    x, observed = batch.x.transpose(0, 1), batch.observed.transpose(0, 1)
+    return x, observed, None if batch.control is None else batch.control.transpose(0, 1)
 
 
 def _moments(belief: Any) -> tuple[Tensor, Tensor]:

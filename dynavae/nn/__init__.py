@@ -1,23 +1,23 @@
 """Networks shared by the models: perceptrons, memories, heads."""
 
-from dynavae.nn.heads import (
+from dynavae.nn.emissions import (
+    NADE,
     Bernoulli,
     Categorical,
     Emission,
-    EmissionHead,
     Gaussian,
-    GaussianHead,
     Laplace,
     PowerSpectrum,
     StudentT,
-    ToNormal,
     to_emission,
 )
+from dynavae.nn.heads import EmissionHead, GaussianHead, ToNormal
 from dynavae.nn.memory import Bidirectional, Empty, Memory
 from dynavae.nn.mlp import MLP, SplitMLP
 
 __all__ = [
     "MLP",
+    "NADE",
     "Bernoulli",
     "Bidirectional",
     "Categorical",

@@ -78,7 +78,7 @@ def batches(model: SequentialLVM, src: Source) -> Iterator[tuple[list[int], Sequ
     like = next(model.parameters())
     for index, take in src.batches:
         batch = take(index).to(device=like.device, dtype=like.dtype)
-        model.emission.check(batch.x, "x")
+        model.emission.check(batch.x, "x", batch.observed)
         yield index, batch
 
 

@@ -30,6 +30,20 @@ class Latents(NamedTuple):
     exact: bool
 
 
+class Expected(NamedTuple):
+    """What is known of x_t by its mean."""
+
+    mean: Float[Tensor, "T 1 B x_dim"]
+
+
+class Completion(NamedTuple):
+    """Paths that an exact model drew given what was seen, with the names of a trajectory."""
+
+    z: Float[Tensor, "T S B z_dim"]
+    x: Float[Tensor, "T S B x_dim"]
+    p_x: Expected
+
+
 def filter(
     model: SequentialLVM,
     data: Any,
@@ -144,6 +158,11 @@ def paths(
     draw_x: bool = False,
 ) -> tuple[Any, Tensor | None]:
     """Paths of z (and missing x) given x: from q, or reweighted; with the ancestral lines to follow."""
+    own = getattr(model, "exact_paths", None)
+    if own is not None and draw_x and not reweight:  # an exact model that completes sequences by itself
+        eps = noise(model, batch, samples, seed, rows, x=True)
+        made = own(batch, eps.z, eps.x)
+        return Completion(made.z, made.x, Expected(made.x_mean.unsqueeze(1))), None
     scheme = (resampling or Resampling()) if reweight and model.per_step_likelihood else None
     eps = noise(model, batch, samples, seed, rows, x=draw_x, resample=True)
     run = scan(model, batch, particles=samples, resample=scheme, draw_x=draw_x, noise=eps)

@@ -327,6 +327,7 @@ class Stream:
             return Frame(x, None, control)
         if bool(x.isinf().any()):
             raise ValueError("x_t has an infinite value; pass NaN for what is missing.")
+        self.model.emission.check_gaps(seen, "x_t")
         return Frame(torch.where(seen, x, 0.0), seen, control)
 
     def _control(self, control: Any, shape: tuple[int, ...]) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynavae import objectives
 from dynavae.batch import Sequences
-from dynavae.distributions import Bernoulli, Categorical, MultivariateNormal, Product
+from dynavae.distributions import NADE, Bernoulli, Categorical, MultivariateNormal, Product
 from dynavae.model import SequentialLVM
 from dynavae.resampling import Resampling
 from dynavae.scan import Trajectory, scan
@@ -120,11 +120,16 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
     """The log-likelihood with a coordinate missing is the exact marginal of the others.
 
     For emissions that factorise: the sum over observed coordinates. For a full multivariate normal: the
-    density of the sub-block, computed by another library.
+    density of the sub-block, computed by another library. An emission without closed marginals (`marginal` = False)
+    sums to one over all of x, and refuses a frame that is observed in part.
     """
     law, model = "a missing coordinate is integrated out", build()
     batch = sequences(model)
     p_x = scan(model, batch, noise=noise_for(model, batch, 1)).p_x
+    if not model.emission.marginal:
+        _sums_to_one(law, model, p_x)
+        _refuses_parts(law, model, p_x, batch)
+        return
     x = batch.x.flatten(2).transpose(0, 1).unsqueeze(1)
     for j in range(model.x_dim):
         rest = torch.ones_like(x, dtype=torch.bool)
@@ -164,6 +169,33 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
     compare(law, model, "log_likelihood and the marginal of p(x_t | .)", paths.log_likelihood, expected)
 
 
+def _sums_to_one(law: str, model: SequentialLVM, p_x: Any) -> None:
+    """Over every binary x."""
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * model.x_dim)
+    every = every.reshape(-1, 1, 1, 1, model.x_dim)
+    mass = p_x.log_prob(every).exp().sum(0)
+    compare(law, model, "the sum of p(x_t | .) over all x_t", mass, torch.ones_like(mass))
+
+
+def _refuses_parts(law: str, model: SequentialLVM, p_x: Any, batch: Sequences) -> None:
+    """Of a frame all is observed, or nothing, which counts as 0."""
+    x = batch.x.flatten(2).transpose(0, 1).unsqueeze(1)
+    missing = p_x.log_prob(x, torch.zeros_like(x, dtype=torch.bool))
+    compare(law, model, "the log-probability of missing frames", missing, torch.zeros_like(missing), 0.0)
+    part = torch.ones_like(x, dtype=torch.bool)
+    part[0, ..., 0] = False
+    for name, ask in (
+        ("log_prob", lambda: p_x.log_prob(x, part)),
+        ("emission.check", lambda: model.emission.check(x, "x", part)),
+    ):
+        try:
+            ask()
+        except ValueError as error:
+            require("missing as a whole" in str(error), law, model, f"{name} refuses with: {error}")
+        else:
+            require(False, law, model, f"{name} should refuse a frame that is observed in part.")
+
+
 @torch.no_grad()
 def law_generation(build: Callable[[], SequentialLVM]) -> None:
     """Generated z and x have the moments of the conditionals they were drawn from.
@@ -182,7 +214,7 @@ def law_generation(build: Callable[[], SequentialLVM]) -> None:
     for name, d, value in (("z", paths.p_z, paths.z), ("x", paths.p_x, paths.x)):
         for r in residuals(d, value):
             within(law, model, f"mean of the standardised residual of {name}", r, 0.0, 1.0)
-            if not isinstance(d, Categorical | Bernoulli):  # whose mean says everything
+            if not isinstance(d, Categorical | Bernoulli | NADE):  # whose mean says everything
                 within(law, model, f"variance of the standardised residual of {name}", r.square(), 1.0)
 
 
@@ -200,6 +232,9 @@ def residuals(d: Any, value: Tensor) -> list[Tensor]:
         return [r for part, block in zip(d.parts, blocks, strict=True) for r in residuals(part, block)]
     if isinstance(d, Categorical):
         mean, value = d.probs.flatten(-2), d.one_hot(value).flatten(-2)
+        stddev = (mean * (1 - mean)).sqrt()
+    elif isinstance(d, NADE):  # given the coordinates before it, each is binary
+        mean = d.logits(value).sigmoid()
         stddev = (mean * (1 - mean)).sqrt()
     else:
         mean, stddev = d.mean, d.stddev

@@ -26,6 +26,7 @@ EMISSIONS: tuple[Any, ...] = (
     {"emission": "gaussian", "scale": "shared"},
     "student_t",
     "laplace",
+    {"emission": "nade", "hidden": 5},
 )
 TOLERANCE = 1e-10
 
@@ -137,11 +138,11 @@ def sequences(
     control = None
     if model.control_dim:
         control = torch.randn(*shape[:2], model.control_dim, generator=generator, dtype=x.dtype)
-    return Sequences.from_arrays(x, lengths, gaps(shape, generator) if missing else None, control)
+    return Sequences.from_arrays(x, lengths, gaps(model, shape, generator) if missing else None, control)
 
 
-def gaps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """An observed mask (B, T, x_dim): some coordinates, and some whole frames, are missing."""
+def gaps(model: SequentialLVM, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """An observed mask (B, T, x_dim): some whole frames are missing, and coordinates if the emission allows it."""
     observed = torch.rand(shape, generator=generator) > 0.3
     observed[:, 0, -1] = True  # every sequence keeps a value
     if shape[1] > 4:
@@ -151,7 +152,7 @@ def gaps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if len(observed) > 2 and shape[1] > 2:
         observed[2, 0] = False
         observed[2, 1, 0] = True
-    return observed
+    return observed if model.emission.marginal else observed[..., -1:].expand(shape).clone()
 
 
 def noise_for(

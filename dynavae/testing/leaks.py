@@ -52,7 +52,7 @@ def law_unseen(build: Callable[[], SequentialLVM]) -> None:
     """Missing and padded values have a gradient of exactly zero, and whatever they hold changes no number."""
     law, model = "no leak from unseen x", build()
     whole = sequences(model)
-    observed = gaps(tuple(whole.x.shape), torch.Generator().manual_seed(5))
+    observed = gaps(model, tuple(whole.x.shape), torch.Generator().manual_seed(5))
     unseen = ~(observed & whole.valid.unsqueeze(-1))
     noise = noise_for(model, whole, 3)
 
