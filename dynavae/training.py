@@ -202,8 +202,8 @@ def fit(
         finally:
             signals.restore()
             model.to(device)
-    if recorder.weights is not None:
-        model.load_state_dict(recorder.weights)
+    weights = recorder.weights
+    model.load_state_dict(learner.weights() if weights is None else weights)
     model.eval()
     history = recorder.history
     best = recorder.best or (history[-1] if history else {})
