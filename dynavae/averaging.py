@@ -35,7 +35,7 @@ class WeightAverage:
         ...     _ = line.weight.data.fill_(value)
         ...     average.update()
         >>> round(average.weights()["weight"].item(), 2), line.weight.item()
-        (2.5, 3.0)
+        (2.6, 3.0)
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

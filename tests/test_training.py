@@ -207,6 +207,7 @@ def test_the_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         {"objective": "iwae", "kl_warmup": 3, "hide_rate": 0.2},
         {"ema": 0.9},
         {"ema": 0.7, "truncate": 3},
+        {"crop": 3},
     ],
 )
 def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -451,6 +452,31 @@ def test_batches_have_like_lengths_and_change() -> None:
     assert [len(rows) for rows in epochs[0]].count(20) == 10
 
 
+@pytest.mark.parametrize("make", [Sequences.from_arrays, SequenceDataset])
+def test_pieces_cover_every_frame_once_and_move(make: Any) -> None:
+    arrays = [np.arange(n, dtype=np.float32)[:, None] + 100 * i for i, n in enumerate((9, 4, 12, 1))]
+    arrays[0][2] = np.nan
+    batches = loader(make(arrays), 3, shuffle=True, crop=4)
+    places = []
+    for epoch in range(6):
+        batches.sampler.set_epoch(epoch)
+        seen, starts = [], []
+        for batch in batches:
+            x = batch.sequences
+            assert x.steps == int(x.lengths.max()) <= 4 and batch.frames == x.frames
+            assert (x.x[~x.observed] == 0).all()
+            for row, piece, known in zip(batch.rows, x.arrays(), x.observed, strict=True):
+                first = int(np.nanmin(piece))
+                assert first // 100 == row and np.diff(piece[~np.isnan(piece)]).max(initial=1) <= 2
+                assert not known[len(piece) :].any()
+                seen += piece[~np.isnan(piece)].tolist()
+                starts.append(first)
+        assert sorted(seen) == sorted(v for a in arrays for v in a.flatten().tolist() if not math.isnan(v))
+        assert len(starts) == 3 + 1 + 3 + 1 and len(batches) == 3
+        places.append(tuple(sorted(starts)))
+    assert len(set(places)) > 1
+
+
 def test_two_batches_of_one_size_in_parallel_workers() -> None:
     batches = list(loader(ragged(3, 5, 4), 2, shuffle=True, num_workers=0))
     assert all(isinstance(b, Batch) for b in batches) and sorted(i for b in batches for i in b.rows) == [
@@ -563,6 +589,7 @@ def test_collapse_is_said_once_and_after_the_warm_up(caplog: pytest.LogCaptureFi
         ({"patience": 3}, "patience counts epochs without a better validation bound"),
         ({"precision": "16-mixed"}, "precision should be one of 32-true"),
         ({"batch_size": 0}, "batch_size should be at least 1"),
+        ({"crop": 0}, "crop is the frames of a piece, at least 1; got 0"),
         ({"resume": True}, "resume=True needs out_dir"),
     ],
 )
