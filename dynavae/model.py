@@ -70,6 +70,17 @@ class Evidence(NamedTuple):
     w: Tensor | None  # per-sequence latent (K, B, w_dim), already drawn
 
 
+class Unrolled(NamedTuple):
+    """A recursion over all frames: leading axes (T, K, B)."""
+
+    z: Tensor
+    q: Any  # q(z_t | .)
+    p_z: Any  # p(z_t | .), or None: it is computed from past_h afterwards
+    past_h: Any
+    present_h: Any
+    h: Any  # after the last frame (K, B, .)
+
+
 class ExactStep(NamedTuple):
     """What an exact model knows once x_t was seen."""
 
@@ -206,6 +217,12 @@ class SequentialLVM(nn.Module, abc.ABC):
     ) -> tuple[Any, Any, Any]:
         """(past.h, present.h) stacked over time, and the last h: only for a mean-field q, all z at once."""
         raise TypeError(f"{type(self).__name__} declares mean_field but has no unroll.")
+
+    def recursion(
+        self, noise: Tensor, e: Any, u: Any, c: Any, control: Tensor | None, h: Any
+    ) -> Unrolled | None:
+        """z_1:T drawn from the posterior, by a faster form of the loop (see `recursion.py`); None: there is none."""
+        return None
 
     # --- the three conditionals ---------------------------------------------------------------------
 

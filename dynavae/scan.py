@@ -75,7 +75,7 @@ def scan(
     run.before_loop()
     if run.all_at_once:
         run.mean_field()
-    else:
+    elif not run.recursion():
         run.loop()
     return run.after_loop()
 
@@ -92,6 +92,7 @@ class _Run:
     log_weights: list[Tensor]
     ancestors: list[Tensor]
     increments: list[Tensor]
+    stepwise: bool = False
 
     def __init__(
         self,
@@ -126,35 +127,40 @@ class _Run:
         self.valid = batch.valid.T
         self.ragged = not bool(self.valid.all())
         observed = batch.observed.flatten(2).transpose(0, 1)
-        self.observed = None if batch.complete else observed
+        complete = batch.complete
+        self.observed = None if complete else observed
         # What the recursion is given (T, B, x_dim): seen, and not to be replaced by the model's own output.
-        given = observed | ~self.valid.unsqueeze(-1)
-        if free is not None:
-            given = given & ~(free.T & self.valid).unsqueeze(-1)
-        self.given = given
-        self.given_all = given.flatten(1).all(1).tolist()
+        if complete and free is None:
+            self.given, self.given_all = torch.ones_like(observed[..., :1]), [True] * self.T
+        else:
+            self.given = observed | ~self.valid.unsqueeze(-1)
+            if free is not None:
+                self.given = self.given & ~(free.T & self.valid).unsqueeze(-1)
+            self.given_all = self.given.flatten(1).all(1).tolist()
         self.free = free is not None
         diverged = state is not None and state.drawn and model.past_x.out_dim > 0
         self.draws = bool(model.autoregressive) and (diverged or not all(self.given_all))
         # Where the posterior has something to read (T, B).
-        informed = observed.any(-1)
+        seen = self.valid if complete else observed.any(-1)
+        informed = seen
         if not model.causal:
             informed = informed.flip(0).cummax(0).values.flip(0)
-        self.any_seen = observed.any(-1).any(0)  # (B,)
+        self.any_seen = seen.any(0)  # (B,)
         self.informed_any = (informed & self.valid).any(1).tolist()
         self.informed = informed | ~self.valid
         self.informed_all = self.informed.all(1).tolist()
         if not isinstance(propose, Amortized):
             self.informed_any, self.informed_all = [True] * self.T, [True] * self.T
-        self.all_at_once = (
+        # Nothing but q(z_t | z_<t, x_1:T) and its recursion has to happen within the loop.
+        self.standard = (
             fast
-            and bool(model.mean_field)
             and isinstance(propose, Amortized)
             and resample is None
             and not self.draws
             and all(self.informed_all)
             and not (carry and self.ragged)
         )
+        self.all_at_once = self.standard and bool(model.mean_field)
         self.prior_in_loop = (
             not fast
             or bool(model.reads_prior)
@@ -230,6 +236,7 @@ class _Run:
         given, valid = _steps(self.given, T), _steps(self.valid, T)
         h, m, w, log_w = self.h, self.m, self.w, self.log_w
         lineage = None  # who the current particles descend from, for evidence that has a particle axis
+        self.stepwise = True
         self.zs, self.qs, self.p_zs, self.p_xs, self.xs = [], [], [], [], []
         self.cs, self.past_hs, self.present_hs = [], [], []
         self.log_weights, self.ancestors, self.increments = [], [], []
@@ -324,21 +331,36 @@ class _Run:
         )
         self.w_last = self.w
 
+        self.p_z = None
+
+    def recursion(self) -> bool:
+        """The model's faster form of the loop, if it has one and it applies."""
+        if not self.standard or self.w is not None:
+            return False
+        run = self.model.recursion(self.noise.z, self.e, self.u, self.c, self.control, self.h)
+        if run is None:
+            return False
+        self.z, self.q, self.p_z, self.past_h, self.present_h, self.h = run
+        self.w_last = self.w
+        return True
+
     # --- after the loop: the conditionals do not care about batch shape, so score all t at once --------
 
     def after_loop(self) -> Trajectory:
         model = self.model
-        if not self.all_at_once:
+        if self.stepwise:
             self.z = torch.stack(self.zs)
             self.q = None if self._mixed(self.qs) else tree.stack(self.qs)
             self.past_h, self.present_h = tree.stack(self.past_hs), tree.stack(self.present_hs)
         c = tree.stack(self.cs) if self.draws and model.past_x.out_dim else _lift(self.c)
         control = _lift(self.control)
-        if self.all_at_once or not self.prior_in_loop:
+        if not self.stepwise and self.p_z is not None:
+            p_z = self.p_z
+        elif not self.stepwise or not self.prior_in_loop:
             p_z = at(model.prior(Past(c, self.past_h, control, self.w)), self.z)
         else:
             p_z = None if self._mixed(self.p_zs) else tree.stack(self.p_zs)
-        if not self.all_at_once and self.likelihood_in_loop:
+        if self.stepwise and self.likelihood_in_loop:
             p_x = tree.stack(self.p_xs)
         else:
             p_x = model.decode(Present(c, self.present_h, control, self.w), self.lengths)
@@ -380,7 +402,7 @@ class _Run:
         return trajectory._replace(state=self._state(trajectory)) if self.carry else trajectory
 
     def _drawn(self, p_x: Any) -> Tensor | None:
-        if not self.all_at_once and self.draws:
+        if self.stepwise and self.draws:
             return torch.stack(self.xs)
         if not self.draw_x:
             return None

@@ -32,6 +32,11 @@ def stack(trees: Sequence[Any]) -> Any:
     return tree_map(lambda *leaves: torch.stack(leaves), *trees)
 
 
+def shifted(first: Tensor, values: Tensor) -> Tensor:
+    """The value before each step, (T, ...): `first`, then all values but the last."""
+    return torch.cat([first.unsqueeze(0), values[:-1]])
+
+
 def unbind(tree: Any, length: int) -> list[Any]:
     """The inverse of :func:`stack`.
 

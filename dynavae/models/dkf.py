@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dynavae.distributions import Normal, standard_normal
-from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
 from dynavae.nn import MLP, Emission, GaussianHead, Memory
 from dynavae.nn.heads import to_scale
-from dynavae.tree import cat, where
+from dynavae.recursion import recur, stages
+from dynavae.tree import cat, shifted, where
 
 INFERENCE = ("ST-R", "ST-L", "ST-LR", "MF-L", "MF-LR", "DKS")
 
@@ -196,9 +197,6 @@ class DKF(SequentialLVM):
         return z, torch.ones_like(z[..., :1]), x
 
     def unroll(self, z: Tensor, u: Tensor, c: Any, control: Any, w: Any, h: Any) -> tuple[Any, Any, Any]:
-        def shifted(first: Tensor, rest: Tensor) -> Tensor:
-            return torch.cat([first.unsqueeze(0), rest[:-1]])
-
         x = None
         if self.aug:
             x = u.unsqueeze(1).expand(*z.shape[:-1], -1)
@@ -206,6 +204,20 @@ class DKF(SequentialLVM):
         before_x = None if x is None else shifted(h[2], x)
         past = shifted(h[0], z), shifted(h[1], started), before_x
         return past, (z, before_x), (z[-1], started[-1], None if x is None else x[-1])
+
+    def recursion(
+        self, noise: Tensor, e: Any, u: Any, c: Any, control: Tensor | None, h: Any
+    ) -> Unrolled | None:
+        chain, rest = stages(self.z_to_h), stages(self.combiner, self.q_z.linear)
+        if chain is None or rest is None:
+            return None
+        share = 1 / (3 if self.left and self.right else 2)
+        chain[-1] = chain[-1]._replace(act=nn.Tanh(), share=share, after=e)  # e is already divided
+        run = recur(noise, chain + rest, self.q_z.to_normal, h[0])
+        if run is None:
+            return None
+        past_h, present_h, last = self.unroll(run.z, u, c, control, None, h)
+        return Unrolled(run.z, self.q_z.to_normal(run.q), None, past_h, present_h, last)
 
     def prior(self, past: Past) -> Normal:
         z, started, x = past.h

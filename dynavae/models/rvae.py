@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from dynavae.distributions import Normal, standard_normal
-from dynavae.model import Evidence, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Past, Present, SequentialLVM, Unrolled
 from dynavae.nn import MLP, Bidirectional, Emission, Memory, SplitMLP, ToNormal
+from dynavae.recursion import recur, stages
 from dynavae.tree import cat
 
 
@@ -107,6 +108,32 @@ class RVAE(SequentialLVM):
 
     def update(self, present: Present, u: Any) -> Any:
         return present.h[:2]
+
+    def recursion(
+        self, noise: Tensor, e: Any, u: Any, c: Any, control: Tensor | None, h: Any
+    ) -> Unrolled | None:
+        decoding, inferring = h
+        run = recur(
+            noise,
+            stages(self.q_z.from_z, self.q_z.rest, before=e),
+            self.to_normal,
+            inferring,
+            memory=self.inference,
+            gates=self.inference.share(),
+        )
+        if run is None:
+            return None
+        after = decoding
+        if (
+            self.per_step_likelihood
+        ):  # the decoder's recurrence reads z, but q does not read it: all t at once
+            control = None if control is None else control.unsqueeze(1)
+            out, decoding = self.generation.run(cat(run.z, control), decoding)
+            after = ((out,),)
+        inferred = ((run.h,),)  # the prior reads its shape, the likelihood the decoder's output
+        return Unrolled(
+            run.z, self.to_normal(run.q), None, ((), inferred), (after, inferred, run.z), (decoding, run.last)
+        )
 
     def prior(self, past: Past) -> Normal:
         like = self.inference.read(past.h[1])

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from dynavae.distributions import Normal
-from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
 from dynavae.nn import MLP, Emission, GaussianHead, Memory, SplitMLP, ToNormal
-from dynavae.tree import cat
+from dynavae.recursion import recur, stages
+from dynavae.tree import cat, shifted
 
 
 class SRNN(SequentialLVM):
@@ -122,6 +123,18 @@ class SRNN(SequentialLVM):
 
     def absorb(self, past: Past, z: Tensor) -> Tensor:
         return z
+
+    def recursion(
+        self, noise: Tensor, e: Any, u: Any, c: Any, control: Tensor | None, h: Any
+    ) -> Unrolled | None:
+        q_z = stages(self.q_z.from_z, self.q_z.rest, before=e)
+        prior = stages(self.prior_net, self.p_z.linear, reads=(c, ..., control)) if self.reads_prior else []
+        run = recur(noise, q_z, self.to_normal, h, prior=prior)
+        if run is None:
+            return None
+        q, p_z = self.to_normal(run.q), None if run.p is None else self.p_z.to_normal(run.p)
+        q = q if p_z is None else q._replace(loc=q.loc + p_z.loc)
+        return Unrolled(run.z, q, p_z, shifted(h, run.z), run.z, run.z[-1])
 
     def prior(self, past: Past) -> Normal:
         return self.p_z(self.prior_net(cat(past.x, past.h, past.control)))

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from dynavae.distributions import Normal, standard_normal
-from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
 from dynavae.nn import MLP, Emission, GaussianHead, Memory, SplitMLP, ToNormal
+from dynavae.recursion import recur, stages
 from dynavae.tree import cat
 
 
@@ -109,6 +110,27 @@ class VRNN(SequentialLVM):
     def update(self, present: Present, u: Tensor) -> Any:
         state, f_z = present.h
         return self.rnn.step(state, cat(u, f_z))
+
+    def recursion(
+        self, noise: Tensor, e: Any, u: Any, c: Any, control: Tensor | None, h: Any
+    ) -> Unrolled | None:
+        relative = self.reads_prior and self.learned  # N(0, I) has mean 0
+        run = recur(
+            noise,
+            stages(self.q_z.from_z, self.q_z.rest, before=e),
+            self.to_normal,
+            h,
+            prior=stages(self.prior_net, self.p_z.linear, reads=(..., control)) if relative else [],
+            features=stages(self.phi_z),
+            memory=self.rnn,
+            gates=self.rnn.share(u),
+        )
+        if run is None:
+            return None
+        q, p_z = self.to_normal(run.q), None if run.p is None else self.p_z.to_normal(run.p)
+        q = q if p_z is None else q._replace(loc=q.loc + p_z.loc)
+        state = ((run.h,),)  # the factors read the output of the memory only
+        return Unrolled(run.z, q, p_z, state, (state, run.z if run.f is None else run.f), run.last)
 
     def prior(self, past: Past) -> Normal:
         h = self.rnn.read(past.h)

@@ -1,0 +1,283 @@
+"""Speed of the engine against the plain loop over t, and against the matrix products alone.
+
+    python benchmarks/engine_speed.py [--threads N] [--models VRNN,DKF] [--sizes 128x50,32x150] [--repeats 5] [--out FILE]
+
+Four models of the speech literature (x 257, z 16, LSTM of 128, hidden layers of their papers, gamma likelihood of a power
+spectrum), float32. `loop_ms` is the same mathematics with the same weights and noise written in the usual way
+(`plain_loops.py`, everything in the loop); `whole_ms` has the recurrences over x alone in one call of nn.LSTM. `gemm_ms` is
+the floating point operations of the plain step's matrix products at this machine's rate for 1024 x 1024 matrices. Repeats
+are interleaved, medians are kept, ratio = loop_ms / fast_ms. Gradients of both are compared first (`grad_error`, relative to
+the largest entry of each parameter's gradient); above 1e-5 in float64 the program stops.
+`peak_mb`: greatest resident memory of one training step above what the process held before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plain_loops
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import dynavae
+from dynavae import Sequences, data, objectives
+from dynavae.files import write_json
+from dynavae.loading import loader
+from dynavae.noise import Noise, draw
+from dynavae.runs import table
+from dynavae.scan import scan
+
+RESULTS = Path(__file__).parent / "results" / "engine_speed.json"
+SIZES = "128x50,16x50,32x150,32x1000"
+X_DIM = 257
+
+
+class Case:
+    """One model at one size: both ways to take a training step, and to score."""
+
+    def __init__(self, name: str, batch: int, steps: int, particles: int = 1, **options: Any) -> None:
+        torch.manual_seed(0)
+        kind = plain_loops.MODELS[name]
+        self.name, self.model = name, kind(X_DIM, emission="power_spectrum", **options)
+        self.batch = Sequences.from_arrays(torch.rand(batch, steps, X_DIM) + 0.1)
+        self.noise = draw(self.model, steps, particles, batch)
+        self.particles = particles
+
+    def fast(self) -> Tensor:
+        trajectory = scan(self.model, self.batch, particles=self.particles, noise=self.noise)
+        return -objectives.elbo(trajectory).mean()
+
+    def plain(self, whole: bool = False) -> Tensor:
+        x = self.batch.x.transpose(0, 1)
+        return -plain_loops.PLAIN[self.name](self.model, x, self.noise.z[:, 0], whole).mean()
+
+    def train(self, loss: Callable[[], Tensor]) -> float:
+        """Seconds of one forward and backward pass."""
+        self.model.zero_grad()
+        begin = time.perf_counter()
+        loss().backward()
+        return time.perf_counter() - begin
+
+    def infer(self, loss: Callable[[], Tensor]) -> float:
+        begin = time.perf_counter()
+        with torch.no_grad():
+            loss()
+        return time.perf_counter() - begin
+
+    def double(self) -> Case:
+        self.model.double()
+        self.batch = self.batch.to(dtype=torch.float64)
+        self.noise = Noise(*(None if a is None else a.double() for a in self.noise))  # type: ignore[arg-type]
+        return self
+
+    def error(self) -> float:
+        """Greatest difference of a gradient, relative to the largest entry of that parameter's gradient."""
+        parameters = list(self.model.parameters())
+        grads = [
+            torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
+            for loss in (self.fast, self.plain, lambda: self.plain(True))
+        ]
+        return max(
+            float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
+            for other in grads[1:]
+            for a, b in zip(grads[0], other, strict=True)
+        )
+
+
+def gemm_rate() -> float:
+    """Floating point operations per second of a 1024 x 1024 product."""
+    a = torch.randn(1024, 1024)
+    times = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - begin)
+    return 2 * 1024**3 / statistics.median(times)
+
+
+def compare(task: str, case: Case, repeats: int) -> dict[str, float]:
+    run = case.train if task == "train" else case.infer
+    with FlopCounterMode(display=False) as counter:
+        run(case.plain)
+    ways = {"fast_ms": case.fast, "loop_ms": case.plain, "whole_ms": lambda: case.plain(True)}
+    times: dict[str, list[float]] = {key: [] for key in ways}
+    rates = []
+    for repeat in range(repeats + 1):  # the first warms up
+        for key, way in ways.items():
+            seconds = run(way)
+            if repeat:
+                times[key].append(seconds)
+        rates.append(gemm_rate())
+    out = {key: 1e3 * statistics.median(values) for key, values in times.items()}
+    gemm = 1e3 * counter.get_total_flops() / statistics.median(rates)
+    return {
+        "ratio": out["loop_ms"] / out["fast_ms"],
+        **out,
+        "gemm_ms": gemm,
+        "fast_over_gemm": out["fast_ms"] / gemm,
+    }
+
+
+def peak_mb(name: str, batch: int, steps: int, way: str) -> float:
+    """In a process of its own, since freed memory is not always handed back."""
+    command = [
+        sys.executable,
+        __file__,
+        "--peak",
+        f"{name},{batch},{steps},{way}",
+        "--threads",
+        str(torch.get_num_threads()),
+    ]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def measure_peak(name: str, batch: int, steps: int, way: str) -> float:
+    case = Case(name, batch, steps)
+    Case(name, 2, 3).train(Case(name, 2, 3).fast)  # what torch allocates once
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    case.train(getattr(case, way))
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def growth(repeats: int) -> list[dict[str, Any]]:
+    """How a VRNN training step grows with each size, from (B, T, K, h) = (32, 100, 1, 128)."""
+    base = {"batch": 32, "steps": 100, "particles": 1, "h_dim": 128}
+    records = []
+    for name, values in {
+        "steps": (50, 100, 200, 400),
+        "batch": (8, 16, 32, 64, 128),
+        "particles": (1, 2, 4, 8),
+        "h_dim": (32, 64, 128, 256, 512),
+    }.items():
+        for value in values:
+            size = base | {name: value}
+            case = Case("VRNN", size["batch"], size["steps"], size["particles"], h_dim=size["h_dim"])
+            times = [case.train(case.fast) for _ in range(repeats + 1)][1:]
+            records.append(
+                {
+                    "task": "growth",
+                    "model": "VRNN",
+                    "grows": name,
+                    **size,
+                    "fast_ms": 1e3 * statistics.median(times),
+                }
+            )
+    return records
+
+
+def pipeline(repeats: int) -> dict[str, Any]:
+    """Frames per second that the loader delivers, training batches of the packaged chorales."""
+    train = data.load("jsb").train
+    assert train is not None
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        frames = sum(batch.frames for batch in loader(train, 16, seed=0))
+        times.append(time.perf_counter() - begin)
+    seconds = statistics.median(times[1:])
+    return {
+        "task": "input",
+        "data": "jsb",
+        "batch": 16,
+        "fast_ms": 1e3 * seconds,
+        "frames_per_second": frames / seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--models", default=",".join(plain_loops.PLAIN))
+    parser.add_argument("--sizes", default=SIZES)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        name, batch, steps, way = arguments.peak.split(",")
+        print(measure_peak(name, int(batch), int(steps), way))
+        return
+    shared = {
+        "threads": arguments.threads,
+        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
+        "command": f"python benchmarks/engine_speed.py --threads {arguments.threads}",
+    }
+    records: list[dict[str, Any]] = []
+    for name in arguments.models.split(","):
+        error = Case(name, 4, 7).double().error()
+        if error > 1e-5:
+            raise SystemExit(
+                f"{name}: gradients of the two ways differ by {error:.1e}, so their times mean nothing."
+            )
+        for size in arguments.sizes.split(","):
+            batch, steps = map(int, size.split("x"))
+            for task in ("train", "infer"):
+                case = Case(name, batch, steps)
+                record: dict[str, Any] = {"task": task, "model": name, "batch": batch, "steps": steps}
+                record |= compare(
+                    task, case, arguments.repeats if steps < 500 else max(arguments.repeats // 2, 1)
+                )
+                if task == "train":
+                    record |= {
+                        "peak_mb": peak_mb(name, batch, steps, "fast"),
+                        "loop_peak_mb": peak_mb(name, batch, steps, "plain"),
+                    }
+                    record["grad_error"] = error
+                records.append(_rounded(record) | shared)
+                print({k: v for k, v in records[-1].items() if k not in shared}, flush=True)
+    records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
+    kept = []
+    if arguments.out.exists():  # one file holds the measurements at several numbers of threads
+        kept = [r for r in json.loads(arguments.out.read_text()) if r["threads"] != arguments.threads]
+    write_json(arguments.out, kept + records)
+    for task in ("train", "infer"):
+        rows = [r for r in records if r["task"] == task]
+        print(
+            table(
+                rows,
+                [
+                    "task",
+                    "model",
+                    "batch",
+                    "steps",
+                    "ratio",
+                    "fast_ms",
+                    "loop_ms",
+                    "whole_ms",
+                    "gemm_ms",
+                    "peak_mb",
+                ],
+            )
+        )
+        mean = math.exp(statistics.mean(math.log(r["ratio"]) for r in rows))
+        print(f"{task}: geometric mean of the ratios {mean:.2f}, least {min(r['ratio'] for r in rows):.2f}\n")
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in record.items()}
+
+
+if __name__ == "__main__":
+    main()

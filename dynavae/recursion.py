@@ -1,0 +1,285 @@
+r"""The recurrent step of the standard models, with few operations and a backward written by hand.
+
+Of a model whose posterior reads z_{<t} only this much has to happen frame by frame:
+
+.. math::
+    (\mu_t, r_t) = q(s_{t-1}, e_t), \qquad z_t = \mu_t\,(+\,\mu^p_t) + \sigma(r_t)\,\epsilon_t, \qquad
+    s_t = \mathrm{RNN}(s_{t-1}, [g_t, \varphi_z(z_t)]) \;\text{or}\; s_t = z_t
+
+where e_t and g_t read x only and are known for all t, and :math:`\mu^p_t = p(s_{t-1})` is the mean of the
+prior where the posterior is relative to it. :func:`recur` runs this and nothing else. Automatic differentiation
+of such a loop spends its time on many small operations and on one product of rank B per weight and step. Here the
+derivatives of activations and gates are taken for all t at once, a step of the backward loop is one product per
+matrix and one multiplication per nonlinearity, and each weight gets its gradient from one product over all frames.
+The readable form is the model's `posterior`, `absorb` and `update`, which the plain scan runs: a law compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from dynavae.nn.heads import ToNormal, to_scale
+from dynavae.nn.memory import Memory
+from dynavae.nn.mlp import ACTIVATIONS
+from dynavae.nn.through_time import CELLS, Cell, Dense, Size, derivative
+
+
+class Stage(NamedTuple):
+    """y_t = share * mask_t * act(W x_t + before_t) + after_t."""
+
+    weight: Tensor
+    before: Tensor  # a bias (out,), or (T, B, out) if it reads x
+    act: nn.Module | None = None
+    dropout: float = 0.0
+    share: float = 1.0
+    after: Tensor | None = None  # (T, B, out)
+
+
+Network = list[Stage] | None
+"""Stages of a network; None if one of its layers has no fast form."""
+
+
+def stages(*modules: nn.Module, before: Tensor | None = None, reads: tuple[Any, ...] = (...,)) -> Network:
+    """The layers of some modules, one after the other, as stages.
+
+    Args:
+        before: (T, B, out), in place of the first layer's bias: all it reads of x, bias included.
+        reads: what the first layer's input consists of, in order: tensors (T, B, .) known for all t, and an
+            ellipsis where the recursion's own state comes. None is skipped.
+    """
+    out: list[Stage] = []
+    for layer in _layers(*modules):
+        if isinstance(layer, nn.Linear):
+            bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+            out.append(Stage(layer.weight, bias) if out else _first(layer.weight, bias, before, reads))
+        elif isinstance(layer, nn.Dropout) and out:
+            if layer.training and layer.p:
+                out[-1] = out[-1]._replace(dropout=layer.p)
+        elif isinstance(layer, tuple(ACTIVATIONS.values())) and out and out[-1].act is None:
+            out[-1] = out[-1]._replace(act=layer)
+        else:
+            return None
+    return out
+
+
+def _first(weight: Tensor, bias: Tensor, before: Tensor | None, reads: tuple[Any, ...]) -> Stage:
+    """The first layer, with what it reads of known tensors multiplied for all t."""
+    parts = [part for part in reads if part is not None]
+    own = weight.shape[1] - sum(part.shape[-1] for part in parts if part is not ...)
+    columns = weight.split([own if part is ... else part.shape[-1] for part in parts], 1)
+    before = bias if before is None else before
+    for part, w in zip(parts, columns, strict=True):
+        if part is not ...:
+            before = before + linear(part, w)
+    state = next(w for part, w in zip(parts, columns, strict=True) if part is ...)
+    return Stage(state, before)
+
+
+def _layers(*modules: nn.Module) -> Iterator[nn.Module]:
+    for module in modules:
+        if isinstance(module, nn.Sequential):
+            yield from _layers(*module)
+        else:
+            yield module
+
+
+class Recursed(NamedTuple):
+    """What the loop leaves behind, with leading axes (T, K, B)."""
+
+    z: Tensor
+    q: Tensor  # what the posterior's network gave, 2 z_dim numbers, before the prior's mean is added
+    p: Tensor | None  # what the prior's network gave, if it ran
+    f: Tensor | None  # phi_z(z_t)
+    h: Tensor | None  # output of the memory before each step
+    last: Any  # state of the memory after the last step
+
+
+class _Plan(NamedTuple):
+    size: Size
+    nets: tuple[list[Stage], list[Stage], list[Stage]]
+    to_normal: ToNormal
+    memory: Memory | None
+
+
+def recur(
+    noise: Tensor,
+    posterior: Network,
+    to_normal: ToNormal,
+    start: Any,
+    *,
+    prior: Network = (),  # type: ignore[assignment]
+    features: Network = (),  # type: ignore[assignment]
+    memory: Memory | None = None,
+    gates: Tensor | None = None,
+) -> Recursed | None:
+    """Run the recursion over all frames; None if a part of it has no fast form (layer norm, stacked dropout).
+
+    Args:
+        noise: standard normals (T, K, B, z_dim).
+        posterior: from s_{t-1} to 2 z_dim numbers.
+        to_normal: how these become a Gaussian.
+        start: s_0, a state of the memory, or z_0 (K, B, z_dim).
+        prior: from s_{t-1} to 2 z_dim numbers, whose first half is added to the posterior's mean.
+        features: from z_t to what the memory reads; none: z_t itself.
+        memory: None makes z_t the state.
+        gates: what the memory's first layer reads beside f_t, from :meth:`~dynavae.nn.Memory.share`.
+    """
+    if posterior is None or features is None or prior is None:
+        return None
+    if memory is not None and memory.dropout and memory.training:
+        return None
+    T, K, B, z_dim = noise.shape
+    flat: list[Tensor | None] = []
+    for net in (posterior, features, prior):
+        for stage in net:
+            flat += [stage.weight, stage.before, stage.after]
+    if memory is None:
+        flat.append(start.reshape(K * B, -1))
+    else:
+        f_dim = len(features[-1].weight) if features else z_dim
+        for i, state in enumerate(start):
+            w_x, w_h, b_x, b_h = memory.weights(i)
+            own = b_h if memory.cell == "gru" else None
+            before = gates if i == 0 else b_x if own is not None else b_x + b_h
+            flat += [w_x[:, -f_dim:] if i == 0 else w_x, before, w_h, own]
+            flat += [part.reshape(K * B, -1) for part in state]
+    keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in flat)
+    plan = _Plan(Size(T, K, B, keep), (posterior, features, prior), to_normal, memory)
+    flat = [None if a is None else a.to(noise.dtype) for a in flat]  # autocast may have made some of them short
+    with torch.autocast(noise.device.type, enabled=False):
+        z, q, p, f, *states = _Recur.apply(plan, noise.reshape(T, K * B, z_dim), *flat)
+
+    def lead(a: Tensor | None) -> Tensor | None:
+        return None if a is None else a.view(T, K, B, a.shape[-1])
+
+    h = last = None
+    if memory is not None:
+        before_first = start[-1][0].reshape(1, K * B, -1)
+        h = torch.cat([before_first, states[-memory.parts][:-1]])
+        ends = iter([s[-1].view(K, B, -1) for s in states])
+        last = tuple(tuple(next(ends) for _ in state) for state in start)
+    return Recursed(lead(z), lead(q), lead(p), lead(f), lead(h), last)  # type: ignore[arg-type]
+
+
+class _Recur(torch.autograd.Function):
+    """The loop and its backward, on buffers that hold all frames."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, noise: Tensor, *flat: Tensor | None) -> Any:
+        ctx.set_materialize_grads(False)
+        size, given = plan.size, iter(flat)
+        nets: list[list[Dense]] = []
+        for net in plan.nets:
+            nets.append([])
+            for i, s in enumerate(net):
+                weight, before, after = (next(given) for _ in range(3))
+                last = i == len(net) - 1
+                nets[-1].append(Dense(size, weight, before, after, s.act, s.dropout, s.share, last))
+        posterior, features, prior = nets
+        cells: list[Cell] = []
+        if plan.memory is None:
+            state = first = next(given)
+        else:
+            for _ in range(plan.memory.layers):
+                weights = [next(given) for _ in range(4)]
+                begin = [next(given) for _ in range(plan.memory.parts)]
+                cells.append(CELLS[plan.memory.cell](size, *weights, begin))
+            state = first = cells[-1].start[0]
+        z = torch.empty_like(noise)
+        zs, eps, z_dim = z.unbind(), noise.unbind(), noise.shape[-1]
+        kind, minimum = plan.to_normal.kind, plan.to_normal.min_scale
+        for t in range(size.T):
+            q = state
+            for layer in posterior:
+                q = layer.forward(t, q)
+            loc, raw = q.split(z_dim, -1)
+            if prior:
+                p = state
+                for layer in prior:
+                    p = layer.forward(t, p)
+                loc = loc + p[:, :z_dim]
+            state = torch.addcmul(loc, to_scale(raw, kind, minimum), eps[t], out=zs[t])
+            for layer in features:
+                state = layer.forward(t, state)
+            for cell in cells:
+                state = cell.forward(t, state)
+        states = [part for cell in cells for part in cell.states]
+        if size.keep:
+            ctx.work = plan, nets, cells, first, noise, z
+        ends = [net[-1].y if net else None for net in (posterior, prior, features)]
+        # Aliases, since what is returned points to this context, which points to the buffers.
+        return tuple(None if a is None else a.detach() for a in (z, *ends, *states))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        plan, (posterior, features, prior), cells, first, noise, z = ctx.work
+        size, z_dim = plan.size, noise.shape[-1]
+        q = posterior[-1].y
+        by_scale = derivative(
+            lambda r: to_scale(r, plan.to_normal.kind, plan.to_normal.min_scale), q[..., z_dim:]
+        )
+        # dz/d(loc, raw) = (1, noise * scale'(raw))
+        by_q = torch.cat([torch.ones_like(noise), noise.mul(by_scale)], -1).unflatten(-1, (2, z_dim)).unbind()
+        d_q, d_p = _total(grads[1], q), _total(grads[2], prior[-1].y) if prior else None
+        d_qs, d_q_halves = d_q.unbind(), d_q.unflatten(-1, (2, z_dim)).unbind()
+        d_ps = None if d_p is None else d_p.unbind()
+        outer_z, outer_f, *outer_states = (None if g is None else g.unbind() for g in (grads[0], *grads[3:]))
+        for net, total in ((posterior, d_q), (features, None), (prior, d_p)):
+            for layer in net:
+                layer.prepare(total if layer is net[-1] else None)
+        parts = len(cells[0].states) if cells else 1
+        outer_h = [outer_states[i * parts : (i + 1) * parts] for i in range(len(cells))]
+        for cell, outer in zip(cells, outer_h, strict=True):
+            cell.prepare(outer)
+        nothing = first.new_zeros(())
+        carried: Tensor | None = None  # dL/ds_t from all that comes after it
+        for t in reversed(range(size.T)):
+            d = carried
+            for i in reversed(range(len(cells))):
+                if i < len(cells) - 1:
+                    d = _plus(d, cells[i].d_h)
+                d = _plus(d, None if outer_h[i][0] is None else outer_h[i][0][t])
+                d = cells[i].backward(t, nothing.expand_as(first) if d is None else d)
+            if features:
+                d = _plus(d, None if outer_f is None else outer_f[t])
+                for layer in reversed(features):
+                    d = layer.backward(t, d)
+            d = _plus(d, None if outer_z is None else outer_z[t])
+            if d is not None:
+                d_q_halves[t].addcmul_(d.unsqueeze(1), by_q[t])
+                if d_ps is not None:
+                    d_ps[t][:, :z_dim].add_(d)
+            carried = cells[-1].d_h if cells else None
+            for net, ds in ((posterior, d_qs), (prior, d_ps)):
+                if net:
+                    d = ds[t]
+                    for layer in reversed(net[1:]):
+                        d = layer.backward(t, d)
+                    carried = net[0].backward(t, d, carried)
+        before = cells[-1].shifted() if cells else torch.cat([first.unsqueeze(0), z[:-1]])
+        out: list[Tensor | None] = []
+        for net, x in ((posterior, before), (features, z), (prior, before)):
+            for layer in net:
+                out += layer.gradients(x)
+                x = layer.y
+        x = features[-1].y if features else z
+        for cell in cells:
+            out += cell.gradients(x)
+            out += cell.d_start(carried if cell is cells[-1] else cell.d_h)
+            x = cell.h
+        return None, None, *(out if cells else [*out, carried])
+
+
+def _total(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A buffer that starts with the gradient from outside the recursion."""
+    return torch.zeros_like(like) if grad is None else grad.clone(memory_format=torch.contiguous_format)
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b

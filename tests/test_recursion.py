@@ -1,0 +1,231 @@
+"""The hand-written recursion: equal to the plain loop, whatever the layers, and no leak."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynavae import Sequences, objectives
+from dynavae.models import DKF, RVAE, SRNN, VRNN
+from dynavae.nn.mlp import ACTIVATIONS
+from dynavae.noise import Noise, draw
+from dynavae.scan import Trajectory, scan
+
+CELLS = ("lstm", "gru", "rnn", "relu_rnn")
+
+
+def sequences(x_dim: int = 3, control_dim: int = 0) -> Sequences:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 6, x_dim, generator=generator, dtype=torch.float64)
+    control = (
+        torch.randn(4, 6, control_dim, generator=generator, dtype=torch.float64) if control_dim else None
+    )
+    return Sequences.from_arrays(x, lengths=[6, 6, 4, 1], control=control).to(dtype=torch.float64)
+
+
+def build(kind: type, **options: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = kind(x_dim=3, z_dim=2, h_dim=5, **options).double()
+    with torch.no_grad():  # far from the symmetric start, so that no term vanishes
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def used(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call of the model's `recursion` found a fast form."""
+    found: list[bool] = []
+    recursion = type(model).recursion
+
+    def spy(self: object, *arguments: object) -> object:
+        out = recursion(self, *arguments)
+        found.append(out is not None)
+        return out
+
+    monkeypatch.setattr(type(model), "recursion", spy)
+    return found
+
+
+def loss(trajectory: Trajectory) -> Tensor:
+    return objectives.elbo(trajectory).sum() + objectives.elbo(trajectory, kl="sample").sum()
+
+
+def both(model: torch.nn.Module, particles: int) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+    batch = sequences(control_dim=model.control_dim)
+    noise = draw(model, batch.steps, particles, len(batch), generator=torch.Generator().manual_seed(3))
+    out = []
+    for fast in (True, False):
+        value = loss(scan(model, batch, particles=particles, noise=noise, fast=fast))
+        grads = torch.autograd.grad(
+            value, list(model.parameters()), allow_unused=True, materialize_grads=True
+        )
+        out.append((value.detach(), grads))
+    return out
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (VRNN, {"x_layers": (4,), "z_layers": (4, 3)}),
+        (VRNN, {"z_layers": (), "memory_layers": 2, "prior": "standard", "control_dim": 2}),
+        (VRNN, {"residual": True, "prior_layers": (4,), "posterior_layers": (4,), "control_dim": 2}),
+        (SRNN, {"residual": True, "control_dim": 2, "scale": "softplus"}),
+        (SRNN, {"residual": False, "posterior_layers": ()}),
+        (DKF, {"inference": "ST-LR", "aug": True, "q_scale": "softplus_variance"}),
+        (DKF, {"inference": "ST-R", "z_layers": (), "first": "learned"}),
+        (RVAE, {"memory_layers": 2, "posterior_layers": (4,)}),
+        (RVAE, {"decoder": "noncausal", "control_dim": 2}),
+    ],
+)
+def test_equals_the_plain_loop(
+    kind: type, options: dict[str, object], cell: str, particles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(kind, memory=cell, **options)
+    found = used(model, monkeypatch)
+    (fast, d_fast), (slow, d_slow) = both(model, particles)
+    assert found == [True]
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(d_fast, d_slow, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("kind", [VRNN, SRNN, DKF])
+def test_every_activation(kind: type, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(kind, activation=activation)
+    found = used(model, monkeypatch)
+    (fast, d_fast), (slow, d_slow) = both(model, 2)
+    assert found == [True]
+    torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(d_fast, d_slow, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
+
+
+class _Loss(torch.nn.Module):
+    """The loss as a function of the model's parameters."""
+
+    def __init__(self, model: torch.nn.Module, batch: Sequences, noise: Noise) -> None:
+        super().__init__()
+        self.model, self.batch, self.noise = model, batch, noise
+
+    def forward(self) -> Tensor:
+        return loss(scan(self.model, self.batch, particles=2, noise=self.noise))
+
+
+def test_layer_norm_takes_the_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(SRNN, norm="layer")
+    found = used(model, monkeypatch)
+    (fast, d_fast), (slow, d_slow) = both(model, 2)
+    assert found == [False]
+    torch.testing.assert_close(fast, slow)
+    torch.testing.assert_close(d_fast, d_slow)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [(SRNN, {"activation": "relu"}), (VRNN, {"posterior_layers": (8,)}), (DKF, {})]
+)
+def test_gradient_under_dropout(
+    kind: type, options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against finite differences along a random direction, with the masks of one seed."""
+    model = build(kind, dropout=0.4, **options).train()
+    found = used(model, monkeypatch)
+    batch = sequences()
+    noise = draw(model, batch.steps, 2, len(batch), generator=torch.Generator().manual_seed(3))
+    parameters = list(model.parameters())
+    directions = [torch.randn_like(p) for p in parameters]
+
+    def value(step: float = 0.0) -> Tensor:
+        moved = {
+            name: p + step * d for (name, p), d in zip(model.named_parameters(), directions, strict=True)
+        }
+        torch.manual_seed(5)
+        return torch.func.functional_call(
+            _Loss(model, batch, noise), {f"model.{k}": v for k, v in moved.items()}, ()
+        )
+
+    grads = torch.autograd.grad(value(), parameters, allow_unused=True, materialize_grads=True)
+    slope = sum(float((g * d).sum()) for g, d in zip(grads, directions, strict=True))
+    eps = 1e-6
+    numeric = float(value(eps).detach() - value(-eps).detach()) / (2 * eps)
+    assert slope == pytest.approx(numeric, rel=1e-5)
+    assert all(found) and value() == value()
+    torch.manual_seed(6)
+    assert value() != loss(scan(model, batch, particles=2, noise=noise))  # other masks
+
+
+def test_dropout_keeps_the_mean() -> None:
+    """A linear posterior layer's output is unbiased under its masks: three standard errors of 4000 draws."""
+    from dynavae.nn.through_time import Dense, Size
+
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(3, 2), torch.randn(3), torch.randn(4000, 2)[:1].expand(4000, 2)
+    dense = Dense(Size(1, 1, 4000, False), weight, bias, None, None, 0.4, 0.5, True)
+    y = dense.forward(0, x)
+    error = y.std(0) / 4000**0.5
+    assert ((y.mean(0) - 0.5 * (x[0] @ weight.T + bias)).abs() < 3 * error).all()
+    assert ((y == 0).float().mean() - 0.4).abs() < 0.02
+
+
+def test_backward_twice() -> None:
+    model = build(VRNN)
+    batch = sequences()
+    value = loss(scan(model, batch, generator=torch.Generator().manual_seed(0)))
+    first = torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(value, list(model.parameters()))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_gradient_through_a_carried_state() -> None:
+    """Two chunks, the second from the first's undetached state: the gradient flows through h and c."""
+    model = build(VRNN, memory_layers=2)
+    whole = Sequences.from_arrays(torch.randn(3, 8, 3)).to(dtype=torch.float64)
+    noise = draw(model, 8, 2, 3, generator=torch.Generator().manual_seed(3))
+    grads = []
+    for fast in (True, False):
+        state, value = None, torch.zeros((), dtype=torch.float64)
+        for part in (slice(0, 4), slice(4, 8)):
+            piece = Sequences.from_arrays(whole.x[:, part]).to(dtype=torch.float64)
+            cut = noise._replace(z=noise.z[part])
+            run = scan(model, piece, particles=2, noise=cut, state=state, carry=True, fast=fast)
+            state, value = run.state, value + loss(run)
+        grads.append(torch.autograd.grad(value, list(model.parameters())))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-8, atol=1e-8)
+
+
+def test_memory_is_freed_without_the_collector() -> None:
+    model = build(VRNN)
+    trajectory = scan(model, sequences())
+    node = trajectory.z.grad_fn
+    while type(node).__name__ != "_RecurBackward":
+        node = node.next_functions[0][0]
+    alive = weakref.ref(node)
+    gc.collect()
+    gc.disable()
+    try:
+        del node, trajectory
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_autocast() -> None:
+    """Under bfloat16 autocast the recursion itself stays in the model's own precision."""
+    torch.manual_seed(0)
+    model = VRNN(x_dim=3, z_dim=2, h_dim=5)
+    batch = Sequences.from_arrays(torch.randn(4, 6, 3))
+    noise = draw(model, 6, 1, 4)
+    full = scan(model, batch, noise=noise)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = scan(model, batch, noise=noise)
+        value = objectives.elbo(short).sum()
+    value.backward()
+    assert short.z.dtype == torch.float32
+    torch.testing.assert_close(short.z, full.z, rtol=0.05, atol=0.05)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
