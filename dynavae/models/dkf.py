@@ -74,7 +74,6 @@ class DKF(SequentialLVM):
         transition_dim: hidden units of the transition; default z_dim.
         first: "transition", "standard" or "learned".
         aug: feed x_{t-1} to transition and emission.
-        residual: posterior mean = prior mean + network, as the Res_q of :class:`SRNN`.
         x_layers: layers on x before the inference recurrence.
         z_layers: layers on z_{t-1} within the combiner, before tanh(W .).
         combiner_layers: layers after the average.
@@ -97,7 +96,6 @@ class DKF(SequentialLVM):
         "MF-L": {"inference": "MF-L", "first": "standard"},
         "MF-LR": {"inference": "MF-LR", "transition": "mlp"},
         "aug": {"aug": True, "combiner_layers": ()},
-        "residual": {"aug": True, "residual": True, "first": "learned"},
     }
     causal_variant = {"inference": "ST-L"}  # noqa: RUF012
 
@@ -111,7 +109,6 @@ class DKF(SequentialLVM):
         transition_dim: int | None = None,
         first: str = "transition",
         aug: bool = False,
-        residual: bool = False,
         x_layers: Sequence[int] = (256,),
         z_layers: Sequence[int] = (32,),
         combiner_layers: Sequence[int] = (32,),
@@ -136,8 +133,7 @@ class DKF(SequentialLVM):
         kind = "ST-R" if inference == "DKS" else inference
         self.left, self.right = kind[3:] in ("L", "LR"), kind[3:] in ("R", "LR")
         self.structured, self.first, self.aug = kind.startswith("ST"), first, aug
-        self.causal, self.autoregressive = not self.right, aug
-        self.mean_field, self.reads_prior = not self.structured and not residual, residual
+        self.causal, self.mean_field, self.autoregressive = not self.right, not self.structured, aug
         extra_dim = control_dim + (self.input_dim if aug else 0)
         if transition == "gated":
             self.p_z: nn.Module = GatedTransition(z_dim, transition_dim or z_dim, extra_dim)
@@ -231,11 +227,6 @@ class DKF(SequentialLVM):
         return self.p_x(self.decoder(cat(z, present.control, x)))
 
     def posterior(self, past: Past, e: Any) -> Normal:
-        q = self.recognised(past, e)
-        return q._replace(loc=q.loc + past.prior.loc) if self.reads_prior else q
-
-    def recognised(self, past: Past, e: Any) -> Normal:
-        """q(z_t | .), or with `residual` its distance from the prior."""
         if self.structured:
             share = 3 if self.left and self.right else 2
             h = torch.tanh(self.z_to_h(past.h[0])) / share + e  # e is already divided
