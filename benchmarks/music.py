@@ -55,7 +55,10 @@ def preset_records(name: str, seed: int, bounds: list[str], out: Path) -> list[d
         if cli.main(command):
             raise SystemExit(f"{name}: dynavae {command[0]} failed")
     run = Run.open(folder)
-    asked = {("valid", "elbo", 1), *(("test", b.partition("-")[0], int(b.partition("-")[2] or 1)) for b in bounds)}
+    asked = {
+        ("valid", "elbo", 1),
+        *(("test", b.partition("-")[0], int(b.partition("-")[2] or 1)) for b in bounds),
+    }
     return [
         {
             "model": score["model"],

@@ -168,9 +168,7 @@ class Recorder(Checkpoint):
         better = not self.best or row[METRIC] < self.best[METRIC] or (settled and not self.best_settled)
         if better:
             self.best, self.best_settled, self.waited = dict(row), settled, 0
-            self.weights = {
-                name: value.detach().cpu().clone() for name, value in learner.weights().items()
-            }
+            self.weights = {name: value.detach().cpu().clone() for name, value in learner.weights().items()}
         elif row["epoch"] > learner.loss.settled:
             self.waited += 1
         return better

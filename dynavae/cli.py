@@ -289,7 +289,9 @@ def other_parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"dynavae {command}", description=inspect.getdoc(function))
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
     if command == "list":
-        parser.add_argument("what", nargs="?", default="models", choices=["models", "presets", "data", "emissions"])
+        parser.add_argument(
+            "what", nargs="?", default="models", choices=["models", "presets", "data", "emissions"]
+        )
         parser.add_argument("--json", action="store_true", help="machine-readable")
         return parser
     parser.add_argument("run", type=str, help="run directory, made by dynavae fit --out")

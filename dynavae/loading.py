@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +70,7 @@ def pieces(lengths: Any, crop: int, rng: np.random.Generator) -> list[Piece]:
         count = -(-length // crop)
         first = int(rng.integers(length - (count - 1) * crop, crop + 1)) if count > 1 else length
         cuts = [0, *range(first, length, crop), length]
-        found += [Piece(row, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        found += [Piece(row, start, stop) for start, stop in pairwise(cuts)]
     return found
 
 

@@ -25,15 +25,30 @@ def test_every_preset_parses_builds_and_says_what_to_expect(name: str) -> None:
     assert "Source" in comment and "CPU" in comment, comment
 
 
-def test_a_preset_trains_and_its_options_can_be_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_preset_trains_and_its_options_can_be_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    small = ["--model.h_dim", "4", "--model.z_dim", "2", "--epochs", "1", "--batch_size", "64", "--progress=false"]
+    small = [
+        "--model.h_dim",
+        "4",
+        "--model.z_dim",
+        "2",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "64",
+        "--progress=false",
+    ]
     quiet = ["--tensorboard", "false", "--accelerator", "cpu"]
     assert cli.main(["fit", "--out", str(out), *small, *quiet, "--preset", "srnn-jsb"]) == 0
     settings = json.loads((out / "run.json").read_text())
     assert settings["preset"] == "srnn-jsb" and settings["options"]["h_dim"] == 4
     assert settings["training"]["kl_start"] == 0.2 and settings["training"]["epochs"] == 1
-    assert cli.main(["fit", "--resume", "true", "--out", str(out), "--epochs", "2", *quiet, "--progress=false"]) == 0
+    assert (
+        cli.main(["fit", "--resume", "true", "--out", str(out), "--epochs", "2", *quiet, "--progress=false"])
+        == 0
+    )
     assert json.loads((out / "run.json").read_text())["preset"] == "srnn-jsb"
 
 
@@ -81,7 +96,9 @@ def test_a_saved_model_is_evaluated_on_any_file(tmp_path: Path, capsys: pytest.C
     ]
     assert evaluate(capsys, folder, *data)[0] == 0  # the test split
     status, text = evaluate(capsys, folder)
-    assert status == 1 and "holds a model and no record of its data (run.json): say which, with --data" in text
+    assert (
+        status == 1 and "holds a model and no record of its data (run.json): say which, with --data" in text
+    )
     status, text = evaluate(capsys, folder, "--data", "jsb")
     assert status == 1 and "DKF was built for x_dim=3; the sequences have 88" in text
     status, text = evaluate(capsys, folder, *data, "--split", "tset")

@@ -582,7 +582,10 @@ def test_collapse_is_said_once_and_after_the_warm_up(caplog: pytest.LogCaptureFi
         ({"kl_start": 2.0}, "kl_start should be between 0 and 1"),
         ({"hide_rate": 1.0}, "hide_rate is a share of the frames"),
         ({"truncate": 0}, "truncate should be 1 or more"),
-        ({"ema": 1.0}, r"ema is the decay per update of a moving average, in \(0, 1\), such as 0.998; got 1.0"),
+        (
+            {"ema": 1.0},
+            r"ema is the decay per update of a moving average, in \(0, 1\), such as 0.998; got 1.0",
+        ),
         ({"free_bits": 0.1, "objective": "iwae"}, "free_bits needs objective='elbo'"),
         ({"objective": "fivo", "beta": 0.5}, "fivo has no KL to weigh"),
         ({"epochs": 0}, "epochs should be at least 1"),

@@ -57,7 +57,10 @@ def music() -> str:
     for r in json.loads(path.read_text()):
         if r["split"] == "test":
             groups.setdefault((r["data"], r["model"], r["preset"] or "–"), []).append(r)
-    lines = ["| data | model | preset | −ELBO | IWAE (K) | FIVO (K) | parameters | min | seeds |", "|---" * 9 + "|"]
+    lines = [
+        "| data | model | preset | −ELBO | IWAE (K) | FIVO (K) | parameters | min | seeds |",
+        "|---" * 9 + "|",
+    ]
     for (data, model, preset), rows in groups.items():
         cells = [_mean(rows, bound) for bound in ("elbo", "iwae", "fivo")]
         if rows[0]["baseline"]:
