@@ -168,8 +168,7 @@ class Recorder(Checkpoint):
         better = not self.best or row[METRIC] < self.best[METRIC] or (settled and not self.best_settled)
         if better:
             self.best, self.best_settled, self.waited = dict(row), settled, 0
-            state = learner.model.state_dict()
-            self.weights = {name: value.detach().cpu().clone() for name, value in state.items()}
+            self.weights = {name: value.detach().cpu().clone() for name, value in learner.weights().items()}
         elif row["epoch"] > learner.loss.settled:
             self.waited += 1
         return better

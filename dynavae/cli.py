@@ -18,7 +18,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from dynavae import commands
+from dynavae import commands, presets
 from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
 from dynavae.parallel import main_process
@@ -32,7 +32,7 @@ COMMANDS: dict[str, str] = {
     "forecast": "continue sequences",
     "impute": "fill what is missing",
     "report": "write report.html of a run, or compare several on one page",
-    "list": "models (with the model × task table), data, emissions",
+    "list": "models (with the model × task table), presets, data, emissions",
 }
 FROM_DATA = {"x_dim", "control_dim"}
 FREE_TO_CHANGE = {
@@ -112,6 +112,12 @@ def fit_parser(model_required: bool = True) -> ArgumentParser:
         prog="dynavae fit", description="Train a model; the best weights are kept.", exit_on_error=True
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
+    parser.add_argument(
+        "--preset",
+        type=str | None,
+        default=None,
+        help="a model, its data and its training by name (dynavae list presets); other options change it",
+    )
     parser.add_subclass_arguments(
         SequentialLVM,
         "model",
@@ -138,6 +144,7 @@ def fit_parser(model_required: bool = True) -> ArgumentParser:
 
 
 def _fit(arguments: list[str]) -> str:
+    arguments = _with_preset(arguments)
     _check_model_options(arguments)
     resumed = _resumed(arguments)
     if resumed is not None:
@@ -150,6 +157,16 @@ def _fit(arguments: list[str]) -> str:
     for key in ("model", "config"):
         values.pop(key, None)
     return commands.fit(name, options, data_options=_data_options(values), **values)
+
+
+def _with_preset(arguments: list[str]) -> list[str]:
+    """`--preset NAME` is `--config` with the file of that preset, before all other options."""
+    for i, argument in enumerate(arguments):
+        key, given, value = argument.partition("=")
+        if key == "--preset":
+            name = value if given else arguments[i + 1] if i + 1 < len(arguments) else ""
+            return ["--config", str(presets.path(name)), *arguments]
+    return arguments
 
 
 def _data_options(values: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +195,7 @@ def _resumed(arguments: list[str]) -> dict[str, Any] | None:
         return None
     before = Run.open(given.out).settings
     values = {**before["training"], "data": before["data"]["source"], "seed": before["seed"]}
-    values["threads"] = before.get("threads")
+    values["threads"], values["preset"] = before.get("threads"), before.get("preset")
     stored = before["data"].get("options", {})
     values |= {("split_seed" if name == "seed" else name): value for name, value in stored.items()}
     now = {k: v for k, v in given.as_dict().items() if k not in ("model", "config", "out")}
@@ -229,7 +246,7 @@ def _contradiction(name: str, given: Any, stored: Any, out: str) -> str:
 
 def _again(arguments: list[str]) -> str:
     """How to go on with an interrupted fit."""
-    given = fit_parser(model_required=False).parse_args(arguments[1:], defaults=False)
+    given = fit_parser(model_required=False).parse_args(_with_preset(arguments[1:]), defaults=False)
     if unfinished(given.out):
         return f" Continue with: dynavae fit --resume true --out {shlex.quote(given.out)}"
     return f" No update was finished. Start again with: dynavae {shlex.join(arguments)}"
@@ -272,7 +289,9 @@ def other_parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"dynavae {command}", description=inspect.getdoc(function))
     parser.add_argument("--config", action="config", help="a YAML file with any of these options")
     if command == "list":
-        parser.add_argument("what", nargs="?", default="models", choices=["models", "data", "emissions"])
+        parser.add_argument(
+            "what", nargs="?", default="models", choices=["models", "presets", "data", "emissions"]
+        )
         parser.add_argument("--json", action="store_true", help="machine-readable")
         return parser
     several = {"nargs": "+"} if command == "report" else {}

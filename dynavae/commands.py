@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynavae import catalogue, results, tasks
+from dynavae import catalogue, presets, results, tasks
 from dynavae import data as datasets
 from dynavae.batch import Sequences
 from dynavae.data import DataSplits
@@ -62,6 +62,7 @@ def fit(
     seed: int = 0,
     threads: int | None = None,
     data_options: dict[str, Any] | None = None,
+    preset: str | None = None,
     **training: Any,
 ) -> str:
     """Train a model on the train split, keep the weights that are best on the valid split."""
@@ -97,6 +98,7 @@ def fit(
         "training": {k: v for k, v in training.items() if k not in ("progress", "resume")},
         "seed": seed,
         "threads": threads,
+        "preset": preset,
         "environment": environment(),
     }
     if main_process():
@@ -154,14 +156,14 @@ def evaluate(
     """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json.
 
     Args:
-        run: run directory, made by dynavae fit --out.
+        run: run directory, made by dynavae fit --out; or a saved model, with `data`.
         bounds: such as [elbo, iwae-100, fivo-64, exact]; a number is how many particles.
         data: another data set or file; default: that of the run.
         split: which part of the data.
         batch_size: sequences at a time.
         seed: of the noise.
     """
-    opened = Run.open(run)
+    opened = Run.open(run, exported=True)
     net, splits = opened.model(), opened.data(data)
     requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
     if not bounds and net.per_step_likelihood:
@@ -252,7 +254,7 @@ def forecast(
     mean, quantiles, and the truth where it is known, in the units of the data.
 
     Args:
-        run: run directory, made by dynavae fit --out.
+        run: run directory, made by dynavae fit --out; or a saved model, with `data`.
         horizon: frames to forecast.
         context: frames to read first; default: all but the last `horizon`.
         samples: futures drawn for each sequence.
@@ -261,7 +263,7 @@ def forecast(
         future: continue after the last frame instead.
         seed: of the noise.
     """
-    opened = Run.open(run)
+    opened = Run.open(run, exported=True)
     net, splits = opened.model(), opened.data(data)
     chosen = splits.split(split)
     lengths = chosen.lengths.tolist()
@@ -322,7 +324,7 @@ def impute(
     data.
 
     Args:
-        run: run directory, made by dynavae fit --out.
+        run: run directory, made by dynavae fit --out; or a saved model, with `data`.
         hide: share to hide first, in [0, 1), so that the error on it can be reported.
         hide_what: hide whole "frames" or single "values".
         samples: completions drawn for each sequence.
@@ -334,7 +336,7 @@ def impute(
         raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
     if hide_what not in ("frames", "values"):
         raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
-    opened = Run.open(run)
+    opened = Run.open(run, exported=True)
     net, splits = opened.model(), opened.data(data)
     if split == "all":
         splits, split = splits.joined(), "test"
@@ -427,7 +429,7 @@ def report(
 
 
 def list_all(what: str = "models", as_json: bool = False) -> str:
-    """The registry: models with the model × task table, data sets, emissions."""
+    """The registry: models with the model × task table, presets, data sets, emissions."""
     import json
 
     if what == "models":
@@ -436,14 +438,16 @@ def list_all(what: str = "models", as_json: bool = False) -> str:
             return json.dumps(records, indent=2, default=str)
         rows = [{"model": r["name"], "what": r["summary"]} for r in records if not r["variant"]]
         return table(rows) + "\n\n" + catalogue.task_table()
-    if what == "data":
+    if what == "presets":
+        rows = presets.records()
+    elif what == "data":
         rows = [{"data": n, "what": d} for n, d in _data_names().items()]
     elif what == "emissions":
         rows = [
             {"emission": n, "what": (c.__doc__ or "").strip().splitlines()[0]} for n, c in EMISSIONS.items()
         ]
     else:
-        raise ValueError(f"list models, data or emissions; got {what!r}.")
+        raise ValueError(f"list models, presets, data or emissions; got {what!r}.")
     return json.dumps(rows, indent=2) if as_json else table(rows)
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from dynavae.averaging import WeightAverage
 from dynavae.diagnostics import Totals
 from dynavae.loading import Batch
 from dynavae.loss import Loss, at_least, one_of
@@ -52,6 +53,8 @@ class Learner(LightningModule):
         lr_decay: factor per epoch of "exponential"; default 0.99.
         lr_decay_start: epoch from which the rate falls.
         gradient_clip: largest norm of the gradient; None clips nothing.
+        ema: decay per update of a moving average of the weights, such as 0.998; validation, the best weights and the
+            model that `fit` returns are then those of the average, see :class:`~dynavae.averaging.WeightAverage`.
         scheduled_sampling: final probability that the model reads its own output instead of x_t, drawn per
             sequence and step; for autoregressive models. No gradient flows through that output.
         scheduled_sampling_start: epoch from which that probability grows linearly from 0.
@@ -107,6 +110,7 @@ class Learner(LightningModule):
         lr_decay: Real | None = None,
         lr_decay_start: Real = 0.0,
         gradient_clip: Real | None = 10.0,
+        ema: Real | None = None,
         scheduled_sampling: Real = 0.0,
         scheduled_sampling_start: Real = 0.0,
         scheduled_sampling_end: Real = 0.0,
@@ -156,6 +160,7 @@ class Learner(LightningModule):
             decay_start=lr_decay_start,
         )
         self.gradient_clip, self.seed = gradient_clip, seed
+        self.average = None if ema is None else WeightAverage(model, ema)
         self.automatic_optimization = truncate is None
         self.summary: Row = {}
         """What was logged in the last epoch."""
@@ -169,10 +174,24 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         kind, lr = OPTIMIZERS[self.optimizer_name], self.rate["lr"]
-        return kind(self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=True)
+        optimizer = kind(
+            self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=True
+        )
+        if self.average is not None:
+            average = self.average
+            optimizer.register_step_post_hook(lambda *_: average.update())
+        return optimizer
+
+    def weights(self) -> dict[str, Tensor]:
+        """What is validated and kept: the average of the weights with `ema`, else the weights."""
+        return self.model.state_dict() if self.average is None else self.average.weights()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, next(self.model.parameters()).dtype)
+
+    def on_train_start(self) -> None:
+        if self.average is not None:
+            self.average.start()
 
     def on_train_epoch_start(self) -> None:
         self._train, self._started, self._elapsed = Totals(), 0.0, 0.0
@@ -259,6 +278,8 @@ class Learner(LightningModule):
             "elapsed": self._elapsed,
             "watch": self.watch.state_dict(),
         }
+        if self.average is not None:
+            checkpoint["average"] = self.average.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["epoch_so_far"]
@@ -266,17 +287,23 @@ class Learner(LightningModule):
         if rank() == 0:  # the sums of all processes
             self._train.add(state["frames"], **state["sums"])
         self.watch.load_state_dict(state["watch"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
 
     # --- validation -------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._valid = Totals()
+        if self.average is not None:
+            self.average.swap()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         with torch.autocast(self.device.type, enabled=False):  # a bound to report: in full precision
             self.loss.evaluate(batch, self._valid, self.seed)
 
     def on_validation_epoch_end(self) -> None:
+        if self.average is not None:
+            self.average.swap()
         totals = self._valid.merged()
         values = {f"valid/{k}_per_frame": totals.per_frame(k) for k in ("nats", "kl", "reconstruction")}
         self.kl_dim = totals.per_frame("kl_dim") if "kl_dim" in totals.sums else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +48,33 @@ def to_data(data: Any, what: str = "train") -> SequenceDataset | Sequences:
     return Sequences.from_arrays(data)
 
 
-class LengthBuckets(Sampler[list[int]]):
+class Piece(NamedTuple):
+    """Frames `start` to `stop` of one sequence of a data set."""
+
+    row: int
+    start: int
+    stop: int
+
+
+def pieces(lengths: Any, crop: int, rng: np.random.Generator) -> list[Piece]:
+    """Every sequence cut into as few pieces of at most `crop` frames as there can be, at random places.
+
+    All pieces of a sequence but the first and the last have `crop` frames; these two share the rest at random.
+
+    Example:
+        >>> [p.stop - p.start for p in pieces([10, 3], 4, np.random.default_rng(0))]
+        [4, 4, 2, 3]
+    """
+    found = []
+    for row, length in enumerate(int(n) for n in lengths):
+        count = -(-length // crop)
+        first = int(rng.integers(length - (count - 1) * crop, crop + 1)) if count > 1 else length
+        cuts = [0, *range(first, length, crop), length]
+        found += [Piece(row, start, stop) for start, stop in pairwise(cuts)]
+    return found
+
+
+class LengthBuckets(Sampler[list[Any]]):
     """Lists of indices, one per batch: like lengths together, to pad little, and a new order every epoch.
 
     Sequences are sorted by their length times a random factor, cut into batches, and the batches shuffled.
@@ -57,12 +84,23 @@ class LengthBuckets(Sampler[list[int]]):
         batch_size: sequences per batch; one batch may be smaller.
         seed: with the epoch, decides the order.
         jitter: the factor is in [1 - jitter, 1 + jitter].
+        crop: make batches of :func:`pieces` of at most so many frames, new ones every epoch.
     """
 
-    def __init__(self, lengths: Any, batch_size: int, seed: int = 0, jitter: float = 0.1) -> None:
+    def __init__(
+        self,
+        lengths: Any,
+        batch_size: int,
+        seed: int = 0,
+        jitter: float = 0.1,
+        crop: int | None = None,
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1; got {batch_size}.")
-        self.lengths = np.asarray(lengths, dtype=np.float64)
+        if crop is not None and crop < 1:
+            raise ValueError(f"crop is the frames of a piece, at least 1; got {crop}.")
+        self.lengths, self.crop = np.asarray(lengths, dtype=np.float64), crop
+        self.size = len(self.lengths) if crop is None else int(np.ceil(self.lengths / crop).sum())
         self.batch_size, self.seed, self.jitter, self.epoch = batch_size, seed, jitter, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -70,25 +108,30 @@ class LengthBuckets(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-self.size // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         rng = np.random.default_rng(seed_for(self.seed, self.epoch))
-        factor = rng.uniform(1 - self.jitter, 1 + self.jitter, len(self.lengths))
-        order = np.argsort(self.lengths * factor)
+        lengths, cut = self.lengths, None
+        if self.crop is not None:
+            cut = pieces(lengths, self.crop, rng)
+            lengths = np.array([piece.stop - piece.start for piece in cut])
+        factor = rng.uniform(1 - self.jitter, 1 + self.jitter, len(lengths))
+        order = np.argsort(lengths * factor)
         sizes = np.full(len(self), self.batch_size)
         sizes[rng.integers(len(self))] -= len(self) * self.batch_size - len(
             order
         )  # the smaller one: anywhere
         cuts = np.split(order, np.cumsum(sizes)[:-1])
-        return iter([cuts[i].tolist() for i in rng.permutation(len(cuts))])
+        rows = [cuts[i].tolist() for i in rng.permutation(len(cuts))]
+        return iter(rows if cut is None else [[cut[i] for i in batch] for batch in rows])
 
 
-class Turns(Sampler[tuple[list[int], int, int]]):
+class Turns(Sampler[tuple[list[Any], int, int]]):
     """What Lightning iterates over: batches, each with this process's rank and the number of processes.
 
     Args:
-        batches: lists of rows, the same in every process; a :class:`LengthBuckets` learns the epoch.
+        batches: lists of rows or pieces, the same in every process; a :class:`LengthBuckets` learns the epoch.
     """
 
     def __init__(self, batches: LengthBuckets | list[list[int]]) -> None:
@@ -108,7 +151,7 @@ class Turns(Sampler[tuple[list[int], int, int]]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[list[int], int, int]]:
+    def __iter__(self) -> Iterator[tuple[list[Any], int, int]]:
         for rows in list(self.batches)[self.start :]:
             yield rows, rank(), processes()
 
@@ -123,20 +166,43 @@ class _Rows(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, turn: tuple[list[int], int, int]) -> Batch:  # type: ignore[override]
-        rows, rank, processes = turn
+    def __getitem__(self, turn: tuple[list[Any], int, int]) -> Batch:  # type: ignore[override]
+        found, rank, processes = turn
+        wanted = [p if isinstance(p, Piece) else Piece(p, 0, int(self.lengths[p])) for p in found]
         if processes == 1:
-            return Batch(self._take(rows), rows)
-        index = list(range(rank, len(rows), processes))
-        mine, lengths = [rows[i] for i in index], self.lengths[rows]
-        share = Share(index, len(rows), int(lengths.sum()), processes)
-        batch = self._take(mine or rows[:1])
+            return Batch(self._take(wanted), [p.row for p in wanted])
+        lengths = [p.stop - p.start for p in wanted]
+        index = list(range(rank, len(wanted), processes))
+        mine = [wanted[i] for i in index]
+        share = Share(index, len(wanted), sum(lengths), processes)
+        batch = self._take(mine or wanted[:1])
         if self.pad:  # as many frames, and chunks of frames, in every process
-            batch = _padded(batch, int(lengths.max()))
-        return Batch(batch, mine, int(self.lengths[mine].sum()), share)
+            batch = _padded(batch, max(lengths))
+        return Batch(batch, [p.row for p in mine], sum(lengths[i] for i in index), share)
 
-    def _take(self, rows: list[int]) -> Sequences:
-        return self.data[rows] if isinstance(self.data, Sequences) else self.data.batch(rows)
+    def _take(self, wanted: list[Piece]) -> Sequences:
+        rows = [p.row for p in wanted]
+        batch = self.data[rows] if isinstance(self.data, Sequences) else self.data.batch(rows)
+        whole = all(p.stop - p.start == self.lengths[p.row] for p in wanted)
+        return batch if whole else _cut(batch, wanted)
+
+
+def _cut(batch: Sequences, wanted: list[Piece]) -> Sequences:
+    """One piece of each sequence."""
+    start = torch.tensor([p.start for p in wanted])
+    lengths = torch.tensor([p.stop - p.start for p in wanted])
+    steps = torch.arange(int(lengths.max()))
+    inside = steps < lengths.unsqueeze(-1)
+    index = (start.unsqueeze(-1) + steps).clamp(max=batch.steps - 1)
+    row = torch.arange(len(wanted)).unsqueeze(-1)
+
+    def piece(values: torch.Tensor) -> torch.Tensor:
+        taken = values[row, index]
+        keep = inside.reshape(*inside.shape, *[1] * (values.ndim - 2))
+        return torch.where(keep, taken, torch.zeros((), dtype=values.dtype))
+
+    control = None if batch.control is None else piece(batch.control)
+    return Sequences(piece(batch.x), piece(batch.observed), lengths, control, batch.names)
 
 
 def _padded(batch: Sequences, steps: int) -> Sequences:
@@ -151,9 +217,15 @@ def _padded(batch: Sequences, steps: int) -> Sequences:
 
 
 def loader(
-    data: Any, batch_size: int = 32, *, shuffle: bool = False, seed: int = 0, num_workers: int = 0
+    data: Any,
+    batch_size: int = 32,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    num_workers: int = 0,
+    crop: int | None = None,
 ) -> DataLoader[Any]:
-    """Batches for a :class:`~dynavae.learner.Learner`, in training (`shuffle`) or in validation.
+    """Batches for a :class:`~dynavae.learner.Learner`, in training (`shuffle`, maybe `crop`) or in validation.
 
     Example:
         >>> batch = next(iter(loader([np.ones((5, 2)), np.zeros((3, 2))], batch_size=2)))
@@ -163,7 +235,7 @@ def loader(
     rows = _Rows(to_data(data), pad=shuffle)
     batches: LengthBuckets | list[list[int]]
     if shuffle:
-        batches = LengthBuckets(rows.lengths, batch_size, seed)
+        batches = LengthBuckets(rows.lengths, batch_size, seed, crop=crop)
     else:
         order = np.argsort(rows.lengths, kind="stable")
         batches = [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]

@@ -36,8 +36,12 @@ class Run:
     settings: dict[str, Any]
 
     @classmethod
-    def open(cls, directory: str | Path) -> Run:
+    def open(cls, directory: str | Path, exported: bool = False) -> Run:
         """The run in this directory.
+
+        Args:
+            directory: of the run.
+            exported: a model saved by :func:`dynavae.save_pretrained`, or by :func:`dynavae.fit` in `best/`, will do.
 
         Raises:
             ValueError: if there is none.
@@ -45,6 +49,8 @@ class Run:
         directory = Path(directory)
         path = directory / "run.json"
         if not path.is_file():
+            if exported and (settings := _of_model(directory)) is not None:
+                return cls(directory, settings)
             raise ValueError(
                 f"{directory} is not a run: it has no run.json. Make one with: dynavae fit --out {directory}"
             )
@@ -70,7 +76,8 @@ class Run:
         """The fitted model, with its best weights."""
         from dynavae.checkpoint import load
 
-        return load(self.directory / "best")
+        best = self.directory / "best"
+        return load(best if best.is_dir() else self.directory)
 
     def data(self, source: str | None = None) -> DataSplits:
         """The data of the run; or another source, with the columns, grid and scaling of the run.
@@ -78,6 +85,10 @@ class Run:
         What another source does not assign to a split itself is its "test".
         """
         recorded = self.settings["data"]
+        if source is None and recorded["source"] is None:
+            raise ValueError(
+                f"{self.directory} holds a model and no record of its data (run.json): say which, with --data."
+            )
         own = source is None or _same(source, recorded["source"])
         source = recorded["source"] if own or source is None else source
         known = datasets.loader_options(source)
@@ -88,7 +99,7 @@ class Run:
             options["schema"] = datasets.Schema.from_dict(recorded["schema"])
             options.pop("standardize", None)
         if not own and "whole" in known:
-            options |= {"whole": True, "kind": recorded["kind"]}
+            options |= {"whole": True, "kind": recorded.get("kind")}
         splits = datasets.load(source, **options)
         if own and recorded.get("sha256") and splits.sha256 != recorded["sha256"]:
             print(
@@ -122,8 +133,20 @@ OF_ANY_SOURCE = ("window", "frame_seconds", "lowest_midi", "keys", "folder")
 """Options of the data that hold for another source too; those of a table are in its schema."""
 
 
-def _same(a: str, b: str) -> bool:
-    return a == b or Path(a).resolve() == Path(b).resolve()
+def _of_model(directory: Path) -> dict[str, Any] | None:
+    """What a saved model, in this directory or its best/, says of itself, as far as run.json would."""
+    from dynavae.checkpoint import CONFIG, read_config
+
+    for folder in (directory, directory / "best"):
+        if (folder / CONFIG).is_file():
+            config = read_config(folder)
+            data = {key: config[key] for key in ("schema", "kind") if key in config}
+            return {"model": config["model"], "options": config["config"], "data": {"source": None, **data}}
+    return None
+
+
+def _same(a: str, b: str | None) -> bool:
+    return b is not None and (a == b or Path(a).resolve() == Path(b).resolve())
 
 
 def environment() -> dict[str, Any]:

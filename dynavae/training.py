@@ -69,6 +69,7 @@ def fit(
     *,
     epochs: int = 100,
     batch_size: int = 32,
+    crop: int | None = None,
     out_dir: str | Path | None = None,
     patience: int | None = None,
     seed: int = 0,
@@ -97,6 +98,8 @@ def fit(
         valid: the same, to validate on, or None.
         epochs: passes over `train`, in all (those before a resume count).
         batch_size: sequences per update, of all processes together.
+        crop: train on pieces of at most so many frames, cut at new places every epoch; each starts from the model's
+            initial state. Validation reads whole sequences.
         out_dir: receives `metrics.csv` (one row per epoch), `kl_dim.csv`, `training.json`, `best/` (for
             :func:`dynavae.load`), `checkpoints/` (`last.ckpt`, `previous.ckpt`) and `tensorboard/`; None writes
             nothing.
@@ -161,13 +164,19 @@ def fit(
     processes = layout(devices, strategy)
     out = None if out_dir is None else Path(out_dir)
     settings = dict(
-        epochs=epochs, batch_size=batch_size, patience=patience, seed=seed, precision=precision, **options
+        epochs=epochs,
+        batch_size=batch_size,
+        crop=crop,
+        patience=patience,
+        seed=seed,
+        precision=precision,
+        **options,
     )
     description = {**_description(model, train, valid), "options": settings}
     checkpoint, notes = prepare(out, resume, description, main_process())
     if calibrate and checkpoint is None:
         _calibrate(model, train)
-    batches = loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers)
+    batches = loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers, crop=crop)
     recorder = Recorder(out, patience, description, tensorboard, batches.sampler, checkpoint_minutes, notes)
     device = next(model.parameters()).device
     signals = recorder.signals
@@ -202,8 +211,8 @@ def fit(
         finally:
             signals.restore()
             model.to(device)
-    if recorder.weights is not None:
-        model.load_state_dict(recorder.weights)
+    weights = recorder.weights
+    model.load_state_dict(learner.weights() if weights is None else weights)
     model.eval()
     history = recorder.history
     best = recorder.best or (history[-1] if history else {})

@@ -19,6 +19,7 @@ from dynavae import DKF, DSAE, LGSSM, MODELS, RVAE, SRNN, VAE, VRNN, Sequences, 
 from dynavae.callbacks import Recorder
 from dynavae.data import SequenceDataset
 from dynavae.diagnostics import Totals, first_nonfinite
+from dynavae.learner import Learner
 from dynavae.loading import Batch, LengthBuckets, loader
 from dynavae.loss import Loss, seeded
 from dynavae.noise import draw
@@ -199,7 +200,15 @@ def test_the_files_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"truncate": 3}, {"objective": "iwae", "kl_warmup": 3, "hide_rate": 0.2}]
+    "options",
+    [
+        {},
+        {"truncate": 3},
+        {"objective": "iwae", "kl_warmup": 3, "hide_rate": 0.2},
+        {"ema": 0.9},
+        {"ema": 0.7, "truncate": 3},
+        {"crop": 3},
+    ],
 )
 def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path: Path, options: dict[str, Any]) -> None:
     data = ragged(8, 6, 7, 4, 5, 9, 3)
@@ -224,6 +233,41 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(tmp_path: Path, options: dic
     assert over.best == parts.best and len(over.history) == 4
     with pytest.raises(FileNotFoundError, match="no run to resume"):
         fit(model(), data, data, epochs=4, out_dir=tmp_path / "other", resume=True, **common)
+
+
+@pytest.mark.parametrize("truncate", [None, 3])
+def test_the_average_of_the_weights_is_what_is_validated_and_kept(
+    tmp_path: Path, truncate: int | None
+) -> None:
+    x, seen = binary(), []
+
+    def trained(valid: Any, **options: Any) -> FitResult:
+        torch.manual_seed(0)
+        return fit(vrnn(), x, valid, epochs=3, batch_size=4, lr=0.05, truncate=truncate, **options, **QUIET)
+
+    before = Learner.on_before_optimizer_step
+
+    def spy(learner: Learner, *rest: Any) -> None:
+        seen.append({k: v.clone() for k, v in learner.model.state_dict().items()})
+        before(learner, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "on_before_optimizer_step", spy)
+        last = trained(None).model.state_dict()
+    averaged = trained(None, ema=0.6).model.state_dict()
+    assert len(seen) == 9  # 3 updates in each of 3 epochs
+    expected = seen[0]
+    for n, weights in enumerate([*seen[1:], last], 1):
+        d = min(0.6, (1 + n) / (10 + n))
+        expected = {k: d * v + (1 - d) * weights[k] for k, v in expected.items()}
+    for name, value in averaged.items():
+        assert torch.allclose(value, expected[name], atol=1e-6), name
+        assert not torch.equal(value, last[name]), name
+    result = trained(x, ema=0.6, out_dir=tmp_path)
+    same = score(load(tmp_path / "best"), x).nats_per_frame
+    assert result.best["valid/nats_per_frame"] == pytest.approx(same, abs=1e-5)
+    if result.best["epoch"] == 3:  # validation on the way has changed nothing
+        assert all(torch.equal(v, averaged[k]) for k, v in result.model.state_dict().items())
 
 
 def test_the_callers_random_numbers_are_left_alone() -> None:
@@ -408,6 +452,31 @@ def test_batches_have_like_lengths_and_change() -> None:
     assert [len(rows) for rows in epochs[0]].count(20) == 10
 
 
+@pytest.mark.parametrize("make", [Sequences.from_arrays, SequenceDataset])
+def test_pieces_cover_every_frame_once_and_move(make: Any) -> None:
+    arrays = [np.arange(n, dtype=np.float32)[:, None] + 100 * i for i, n in enumerate((9, 4, 12, 1))]
+    arrays[0][2] = np.nan
+    batches = loader(make(arrays), 3, shuffle=True, crop=4)
+    places = []
+    for epoch in range(6):
+        batches.sampler.set_epoch(epoch)
+        seen, starts = [], []
+        for batch in batches:
+            x = batch.sequences
+            assert x.steps == int(x.lengths.max()) <= 4 and batch.frames == x.frames
+            assert (x.x[~x.observed] == 0).all()
+            for row, piece, known in zip(batch.rows, x.arrays(), x.observed, strict=True):
+                first = int(np.nanmin(piece))
+                assert first // 100 == row and np.diff(piece[~np.isnan(piece)]).max(initial=1) <= 2
+                assert not known[len(piece) :].any()
+                seen += piece[~np.isnan(piece)].tolist()
+                starts.append(first)
+        assert sorted(seen) == sorted(v for a in arrays for v in a.flatten().tolist() if not math.isnan(v))
+        assert len(starts) == 3 + 1 + 3 + 1 and len(batches) == 3
+        places.append(tuple(sorted(starts)))
+    assert len(set(places)) > 1
+
+
 def test_two_batches_of_one_size_in_parallel_workers() -> None:
     batches = list(loader(ragged(3, 5, 4), 2, shuffle=True, num_workers=0))
     assert all(isinstance(b, Batch) for b in batches) and sorted(i for b in batches for i in b.rows) == [
@@ -513,12 +582,17 @@ def test_collapse_is_said_once_and_after_the_warm_up(caplog: pytest.LogCaptureFi
         ({"kl_start": 2.0}, "kl_start should be between 0 and 1"),
         ({"hide_rate": 1.0}, "hide_rate is a share of the frames"),
         ({"truncate": 0}, "truncate should be 1 or more"),
+        (
+            {"ema": 1.0},
+            r"ema is the decay per update of a moving average, in \(0, 1\), such as 0.998; got 1.0",
+        ),
         ({"free_bits": 0.1, "objective": "iwae"}, "free_bits needs objective='elbo'"),
         ({"objective": "fivo", "beta": 0.5}, "fivo has no KL to weigh"),
         ({"epochs": 0}, "epochs should be at least 1"),
         ({"patience": 3}, "patience counts epochs without a better validation bound"),
         ({"precision": "16-mixed"}, "precision should be one of 32-true"),
         ({"batch_size": 0}, "batch_size should be at least 1"),
+        ({"crop": 0}, "crop is the frames of a piece, at least 1; got 0"),
         ({"resume": True}, "resume=True needs out_dir"),
     ],
 )

@@ -48,12 +48,48 @@ def results() -> str:
     return "\n".join(lines)
 
 
+def music() -> str:
+    """benchmarks/results/music.json, test split: floors first, then presets; the mean over seeds."""
+    path = ROOT / "benchmarks" / "results" / "music.json"
+    if not path.is_file():
+        return "(run `python benchmarks/music.py`)"
+    groups: dict[tuple[str, str, str], list[dict]] = {}
+    for r in json.loads(path.read_text()):
+        if r["split"] == "test":
+            groups.setdefault((r["data"], r["model"], r["preset"] or "–"), []).append(r)
+    lines = [
+        "| data | model | preset | −ELBO | IWAE (K) | FIVO (K) | parameters | min | seeds |",
+        "|---" * 9 + "|",
+    ]
+    for (data, model, preset), rows in groups.items():
+        cells = [_mean(rows, bound) for bound in ("elbo", "iwae", "fivo")]
+        if rows[0]["baseline"]:
+            cells[0] = f"{_mean(rows, 'exact')} (exact)"
+        minutes = sum({r["seed"]: r["seconds"] for r in rows}.values()) / len({r["seed"] for r in rows}) / 60
+        lines.append(
+            f"| {data} | {model} | {preset} | {' | '.join(cells)} | {rows[0]['parameters']:,} | {minutes:.0f} "
+            f"| {len({r['seed'] for r in rows})} |"
+        )
+    return "\n".join(lines)
+
+
+def _mean(rows: list[dict], bound: str) -> str:
+    """The mean over seeds of one bound, at the largest K there is."""
+    found = [r for r in rows if r["bound"] == bound]
+    if not found:
+        return "–"
+    k = max(r["particles"] for r in found)
+    values = [r["nats_per_frame"] for r in found if r["particles"] == k]
+    return f"{sum(values) / len(values):.2f}" + (f" ({k})" if k > 1 else "")
+
+
 def written(text: str) -> str:
     """The README with its tables filled in."""
     for name, table in (
         ("task table", task_table()),
         ("dependency table", dependencies()),
         ("results table", results()),
+        ("music table", music()),
     ):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
         text, n = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)
