@@ -87,7 +87,9 @@ class Loss:
                 f"{type(model.emission).__name__} emission: values of a frame are missing all together or not at all; "
                 "hide='values' hides single ones. Take hide='frames'."
             )
-        if objective == "exact" and (beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden):
+        if objective == "exact" and (
+            beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden
+        ):
             raise ValueError(
                 "objective='exact' is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores what the "
                 "model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."

@@ -83,6 +83,27 @@ def _mean(rows: list[dict], bound: str) -> str:
     return f"{sum(values) / len(values):.2f}" + (f" ({k})" if k > 1 else "")
 
 
+def imputation() -> str:
+    """benchmarks/results/imputation.json: errors on what was hidden, the least in bold."""
+    records = json.loads((ROOT / "benchmarks" / "results" / "imputation.json").read_text())
+    found = {(r["data"], r["model"]): r for r in records}
+    columns = [(d, m) for d in ("pm25", "physionet") for m in ("mae", "crps")]
+    names = dict(mean="mean", last="last value", linear="linear interpolation", gru="GRU forecast")
+    lines = [
+        "| | PM2.5: MAE | CRPS | PhysioNet: MAE | CRPS |",
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    best = {c: min(r[c[1]] for r in records if r["data"] == c[0]) for c in columns}
+    for model in [*names, *(m for m in MODELS if ("pm25", m) in found)]:
+        cells = []
+        for data, measure in columns:
+            value = found[data, model][measure]
+            text = f"{value:.1f}" if data == "pm25" else f"{value:.3f}"
+            cells.append(f"**{text}**" if value == best[data, measure] else text)
+        lines.append(f"| {names.get(model, model)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def written(text: str) -> str:
     """The README with its tables filled in."""
     for name, table in (
@@ -90,6 +111,7 @@ def written(text: str) -> str:
         ("dependency table", dependencies()),
         ("results table", results()),
         ("music table", music()),
+        ("imputation table", imputation()),
     ):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
         text, n = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)

@@ -1,8 +1,8 @@
 r"""The Kalman filter with its covariances shared by all sequences that miss the same values.
 
 Covariances do not depend on what was observed, only on which coordinates were. Sequences of one pattern of gaps form a
-group; a padded frame counts as whatever the longest of the group sees, and enters nothing. With complete data there is
-one group, whatever the lengths, and the work per sequence is that of the means.
+group; frames after the last observed one count as complete, and enter nothing. With complete data there is one group,
+whatever the lengths, and the work per sequence is that of the means.
 
 Observed coordinates are packed to the front, so that factors have the size of what is observed.
 """

@@ -64,7 +64,17 @@ def log_likelihood(
 class _LogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, m0: Tensor, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, f: Tensor, y: Tensor, observed: Tensor, dtype: torch.dtype
+        ctx: Any,
+        m0: Tensor,
+        P0: Tensor,
+        A: Tensor,
+        Q: Tensor,
+        C: Tensor,
+        R: Tensor,
+        f: Tensor,
+        y: Tensor,
+        observed: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
         group, patterns = groups(observed)
         steps = covariances(P0, A, Q, C, R, group, patterns)

@@ -40,7 +40,9 @@ class Completed(NamedTuple):
     x: Float[Tensor, "T K B x_dim"]
 
 
-def _check(params: Any, x: Any, noise_z: Any, noise_x: Any, observed: Any = None, control: Any = None) -> None:
+def _check(
+    params: Any, x: Any, noise_z: Any, noise_x: Any, observed: Any = None, control: Any = None
+) -> None:
     check_constant(params, x, observed, control)
     T, B, x_dim = x.shape
     for name, noise, size in (("z", noise_z, params.m0.shape[-1]), ("x", noise_x, x_dim)):
@@ -86,7 +88,7 @@ def complete(
         >>> complete(walk, x, torch.randn(3, 9, 1, 1), torch.randn(3, 9, 1, 1)).z_mean.flatten()
         tensor([0.7143, 1.1429, 1.5714])
     """
-    T, B, x_dim = x.shape
+    T, B, _ = x.shape
     observed = ~x.isnan() if observed is None else observed
     f, g = (a.double() for a in offsets(params, T, B, control))
     m0, P0, A, Q, C, R = (a.double() for a in params[:6])
