@@ -31,7 +31,7 @@ class Floor(NamedTuple):
     seconds: float
 
 
-def floor(name: str, splits: DataSplits, split: str, seed: int = 0, epochs: int = 30) -> Floor:
+def floor(name: str, splits: DataSplits, split: str, seed: int = 0) -> Floor:
     """Train one of :data:`FLOORS` on the train split and score it on another."""
     started = time.perf_counter()
     data = splits.split(split)
@@ -40,7 +40,7 @@ def floor(name: str, splits: DataSplits, split: str, seed: int = 0, epochs: int 
     elif name == "first-order":
         nats, parameters = _counts(splits.split("train"), data, order=1)
     else:
-        model = _fit_gru(splits, seed, epochs)
+        model = _fit_gru(splits, seed)
         nats, parameters = _gru_nats(model, data), sum(p.numel() for p in model.parameters())
     return Floor(nats, parameters, time.perf_counter() - started)
 
@@ -89,12 +89,12 @@ def _gru_nats(model: GRU, data: SequenceDataset) -> float:
     return total / data.frames
 
 
-def _fit_gru(splits: DataSplits, seed: int, epochs: int) -> GRU:
-    """Adam on pieces of 64 frames; the epoch that is best on the valid split."""
+def _fit_gru(splits: DataSplits, seed: int, epochs: int = 200, patience: int = 8) -> GRU:
+    """Adam on pieces of 64 frames, until the valid split has not improved for so many epochs; the best epoch."""
     torch.manual_seed(seed)
     model, train = GRU(splits.x_dim), splits.split("train")
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    best, weights = float("inf"), copy.deepcopy(model.state_dict())
+    best, waited, weights = float("inf"), 0, copy.deepcopy(model.state_dict())
     batches: Any = loader(train, 16, shuffle=True, seed=seed, crop=64)
     for epoch in range(epochs):
         batches.sampler.set_epoch(epoch)
@@ -105,7 +105,10 @@ def _fit_gru(splits: DataSplits, seed: int, epochs: int) -> GRU:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
         nats = _gru_nats(model, splits.split("valid"))
+        waited += 1
         if nats < best:
-            best, weights = nats, copy.deepcopy(model.state_dict())
+            best, waited, weights = nats, 0, copy.deepcopy(model.state_dict())
+        if waited == patience:
+            break
     model.load_state_dict(weights)
     return model
