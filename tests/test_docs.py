@@ -58,7 +58,8 @@ def test_commands_parse(page):
     for command, *arguments in commands(page):
         assert command in cli.COMMANDS, command
         if command == "fit":
-            cli.fit_parser(model_required="--resume" not in arguments).parse_args(arguments)
+            required = not {"--resume", "--preset"} & set(arguments)
+            cli.fit_parser(model_required=required).parse_args(arguments)
         else:
             cli.other_parser(command).parse_args(arguments)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dynavae import cli
+from dynavae import cli, presets
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,7 +37,9 @@ def test_commands_parse():
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("dynavae ")]
     assert {c[0] for c in commands} >= {"fit", "evaluate", "generate", "report", "list"}
     for command in commands:
-        if command[0] == "fit":
+        if command[0] == "fit" and "--preset" in command:
+            assert command[command.index("--preset") + 1] in presets.names()
+        elif command[0] == "fit":
             given = cli.fit_parser().parse_args(command[1:])
             assert given.model.class_path.endswith("SRNN")
             assert given.model.init_args.h_dim == 200

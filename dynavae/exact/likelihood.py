@@ -50,7 +50,7 @@ def log_likelihood(
         >>> I = torch.eye(1)
         >>> walk = LinearGaussian(m0=torch.zeros(1), P0=I, A=I, Q=I, C=I, R=I)
         >>> log_likelihood(walk, torch.tensor([1.0, float("nan"), 2.0]).reshape(3, 1, 1))
-        tensor([-3.5080])
+        tensor([-3.3823])
     """
     T, B, _ = x.shape
     observed = ~x.isnan() if observed is None else observed
