@@ -53,42 +53,6 @@ __all__ = [
 ]
 
 
-class Filtered(NamedTuple):
-    r"""Result of :func:`kalman_filter`.
-
-    Attributes:
-        mean: :math:`m_{t|t} = \mathbb{E}[z_t \mid x_{1:t}]`.
-        covariance: :math:`P_{t|t} = \mathrm{Cov}[z_t \mid x_{1:t}]`.
-        predicted_mean: :math:`m_{t|t-1} = \mathbb{E}[z_t \mid x_{1:t-1}]`; :math:`m_0` at t = 1.
-        predicted_covariance: :math:`P_{t|t-1} = \mathrm{Cov}[z_t \mid x_{1:t-1}]`; :math:`P_0` at t = 1.
-        log_likelihood: :math:`\log p(x_t \mid x_{1:t-1})` in nats, 0 where nothing is observed; its sum over
-            time is :math:`\log p(x_{1:T})`.
-    """
-
-    mean: Float[Tensor, "T B z_dim"]
-    covariance: Float[Tensor, "T B z_dim z_dim"]
-    predicted_mean: Float[Tensor, "T B z_dim"]
-    predicted_covariance: Float[Tensor, "T B z_dim z_dim"]
-    log_likelihood: Float[Tensor, "T B"]
-
-
-class Smoothed(NamedTuple):
-    r"""Result of :func:`kalman_smoother`.
-
-    Attributes:
-        mean: :math:`m_{t|T} = \mathbb{E}[z_t \mid x_{1:T}]`.
-        covariance: :math:`P_{t|T} = \mathrm{Cov}[z_t \mid x_{1:T}]`.
-        gain: :math:`G_t = P_{t|t} A_{t+1}^\top P_{t+1|t}^{-1}`, t = 1 ... T - 1.
-        cross_covariance: :math:`\mathrm{Cov}[z_{t+1}, z_t \mid x_{1:T}] = P_{t+1|T} G_t^\top`, t = 1 ... T -
-            1.
-    """
-
-    mean: Float[Tensor, "T B z_dim"]
-    covariance: Float[Tensor, "T B z_dim z_dim"]
-    gain: Float[Tensor, "T-1 B z_dim z_dim"]
-    cross_covariance: Float[Tensor, "T-1 B z_dim z_dim"]
-
-
 @entry(check_sequence)
 def kalman_filter(
     params: LinearGaussian,
@@ -124,30 +88,7 @@ def kalman_filter(
     T, B, _ = x.shape
     f, g = offsets(params, T, B, control)
     emission = observed_emission(params, x, observed, g)
-    eye = torch.eye(params.m0.shape[-1], dtype=x.dtype, device=x.device)
-    m, P = params.m0.expand(B, -1), params.P0.expand(B, -1, -1)
-    predicted, updated, innovations, factors = [], [], [], []
-    steps = zip(
-        *(per_step(M, T) for M in (params.A, params.Q, emission.C, emission.R)),
-        f.unbind(0), emission.y.unbind(0), strict=True,
-    )  # fmt: skip
-    for t, (A, Q, C, R, f_t, y) in enumerate(steps):
-        if t > 0:
-            m, P = matvec(A, m) + f_t, symmetric(A @ P @ A.mT + Q)
-        predicted.append((m, P))
-        CP = C @ P
-        L = cholesky(symmetric(CP @ C.mT + R), "S_t = C P C' + R", t)
-        K = torch.cholesky_solve(CP, L).mT
-        e = y - matvec(C, m)
-        keep = eye - K @ C
-        m, P = m + matvec(K, e), symmetric(keep @ P @ keep.mT + K @ R @ K.mT)
-        updated.append((m, P))
-        innovations.append(e)
-        factors.append(L)
-    log_likelihood = gaussian_log_density(torch.stack(innovations), torch.stack(factors), emission.seen)
-    means, covariances = (torch.stack(moment) for moment in zip(*updated, strict=True))
-    predicted_means, predicted_covariances = (torch.stack(moment) for moment in zip(*predicted, strict=True))
-    return Filtered(means, covariances, predicted_means, predicted_covariances, log_likelihood)
+    return filter_form(method)(params, emission, f)
 
 
 def _check_filtered(params: Any, filtered: Any) -> None:
@@ -158,18 +99,6 @@ def _check_filtered(params: Any, filtered: Any) -> None:
     check_parameters(inputless, T, B)
     check_shape("filtered.mean", filtered.mean, (T, B, params.m0.shape[-1]), "(T, B, z_dim)")
     check_float("filtered.mean", filtered.mean, like=params.m0)
-
-
-def _reversed_kernel(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
-    """Gain G_t and covariance V_t of p(z_t | z_{t+1}, x_1:t) = N(m_{t|t} + G_t (z_{t+1} - m_{t+1|t}), V_t).
-
-    V_t is in Joseph form: (I - G A) P_{t|t} (I - G A)' + G Q G'.
-    """
-    A, Q, P = into_later(params.A), into_later(params.Q), filtered.covariance[:-1]
-    L = cholesky(filtered.predicted_covariance[1:], "P_{t+1|t} = A P A' + Q")
-    G = torch.cholesky_solve(A @ P, L).mT
-    keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - G @ A
-    return G, symmetric(keep @ P @ keep.mT + G @ Q @ G.mT)
 
 
 @entry(_check_filtered)
@@ -198,17 +127,7 @@ def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
         >>> kalman_smoother(walk, kalman_filter(walk, x)).mean.flatten()
         tensor([0.7143, 1.1429, 1.5714])
     """
-    gain, spread = _reversed_kernel(params, filtered)
-    m, P = filtered.mean[-1], filtered.covariance[-1]
-    means, covariances = [m], [P]
-    past = zip(filtered.mean[:-1], filtered.predicted_mean[1:], gain, spread, strict=True)
-    for filtered_mean, predicted_mean, G, V in reversed(list(past)):
-        m = filtered_mean + matvec(G, m - predicted_mean)
-        P = symmetric(V + G @ P @ G.mT)
-        means.append(m)
-        covariances.append(P)
-    covariance = torch.stack(covariances[::-1])
-    return Smoothed(torch.stack(means[::-1]), covariance, gain, covariance[1:] @ gain.mT)
+    return smoother_form(method)(params, filtered)
 
 
 def _check_posterior_noise(params: Any, filtered: Any, noise: Any) -> None:
