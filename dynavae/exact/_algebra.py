@@ -60,19 +60,26 @@ def gaussian_log_density(
     return log_density
 
 
-def semidefinite_cholesky(matrix: Float[Tensor, "*batch n n"], name: str) -> Float[Tensor, "*batch n n"]:
+def semidefinite_cholesky(
+    matrix: Float[Tensor, "*batch n n"],
+    name: str,
+    scale: Float[Tensor, "*batch n"] | None = None,
+    eps: float | None = None,
+) -> Float[Tensor, "*batch n n"]:
     """Lower factor of a positive semidefinite matrix: the Cholesky factor, with a column of zeros for each zero pivot.
 
-    Pivots are compared with the diagonal of the matrix, so the scale of a coordinate does not matter.
+    Pivots are compared with the diagonal of the matrix, or with `scale`: variances from which it was subtracted;
+    `eps` is the precision with which the matrix is known, by default that of its type.
     """
     matrix = symmetric(matrix)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).detach() if scale is None else scale.detach()
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if not info.any() and not _vanishing(factor, matrix).any():
+    if not info.any() and not _vanishing(factor, diagonal).any():
         return factor
     n, columns, rest = matrix.shape[-1], [], matrix
-    diagonal = matrix.diagonal(dim1=-2, dim2=-1).detach()
-    tiny = _tiny(matrix) * diagonal
+    eps = torch.finfo(matrix.dtype).eps if eps is None else eps
+    tiny = 16 * n * eps * diagonal
     for j in range(n):
         pivot = rest[..., j, j]
         positive = pivot.detach() > tiny[..., j]
@@ -81,7 +88,7 @@ def semidefinite_cholesky(matrix: Float[Tensor, "*batch n n"], name: str) -> Flo
         column = torch.cat([torch.zeros_like(column[..., :j]), column[..., j:]], -1)
         columns.append(column)
         rest = rest - column.unsqueeze(-1) * column.unsqueeze(-2)
-    rounding = torch.finfo(matrix.dtype).eps ** 0.5 * diagonal.abs().amax(-1)
+    rounding = eps**0.5 * diagonal.abs().amax(-1)
     if not (rest.detach().abs().amax((-1, -2)) <= rounding).all():
         raise ValueError(f"{name} is not positive semidefinite. Check that Q, R and P0 are covariances.")
     return torch.stack(columns, -1)
@@ -95,7 +102,7 @@ def regular(matrix: Float[Tensor, "*batch n n"], name: str) -> Float[Tensor, "*b
     """
     with torch.no_grad():
         factor, info = torch.linalg.cholesky_ex(matrix)
-        if not info.any() and not _vanishing(factor, matrix).any():
+        if not info.any() and not _vanishing(factor, matrix.diagonal(dim1=-2, dim2=-1)).any():
             return matrix
         factor = semidefinite_cholesky(matrix, name)
         dead = factor.diagonal(dim1=-2, dim2=-1) == 0
@@ -104,11 +111,7 @@ def regular(matrix: Float[Tensor, "*batch n n"], name: str) -> Float[Tensor, "*b
     return matrix + torch.diag_embed(extra)
 
 
-def _tiny(matrix: Tensor) -> float:
-    return 16 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
-
-
-def _vanishing(factor: Tensor, matrix: Tensor) -> Tensor:
+def _vanishing(factor: Tensor, diagonal: Tensor) -> Tensor:
     """Pivots that rounding alone would leave."""
-    pivots, diagonal = (a.detach().diagonal(dim1=-2, dim2=-1) for a in (factor, matrix))
-    return pivots.square() <= _tiny(matrix) * diagonal
+    tiny = 16 * factor.shape[-1] * torch.finfo(factor.dtype).eps
+    return factor.detach().diagonal(dim1=-2, dim2=-1).square() <= tiny * diagonal

@@ -13,15 +13,18 @@ Review of Linear Gaussian Models, 1999.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dynavae.exact._algebra import cholesky, gaussian_log_density, into_later, matvec, per_step, symmetric
+from dynavae.exact import forms
+from dynavae.exact._algebra import matvec, per_step, semidefinite_cholesky, symmetric
 from dynavae.exact._entry import check_float, check_shape, entry
+from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact.information import Conditioned, Information, backward_information, condition
+from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import (
     Gaussian,
     LinearGaussian,
@@ -33,6 +36,7 @@ from dynavae.exact.linear_gaussian import (
     predictive_observation,
     simulate,
 )
+from dynavae.exact.square_root import reversed_kernel_of_roots, with_derivative
 
 __all__ = [
     "Conditioned",
@@ -53,12 +57,20 @@ __all__ = [
 ]
 
 
-@entry(check_sequence)
+def _check_filter(
+    params: Any, x: Any, observed: Any = None, control: Any = None, method: str = "auto"
+) -> None:
+    forms.check(method)
+    check_sequence(params, x, observed, control)
+
+
+@entry(_check_filter)
 def kalman_filter(
     params: LinearGaussian,
     x: Float[Tensor, "T B x_dim"],
     observed: Bool[Tensor, "T B x_dim"] | None = None,
     control: Float[Tensor, "T B u_dim"] | None = None,
+    method: str = "auto",
 ) -> Filtered:
     r"""Distribution of each state given the observations so far, and the log-likelihood.
 
@@ -73,10 +85,12 @@ def kalman_filter(
         x: observations; NaN is missing.
         observed: False where missing or padded; default: where x is not NaN.
         control: u_t, if the model has B or D; finite everywhere.
+        method: form of the computation, all with the same results: "joseph", "square_root", "parallel", "shared", or
+            "auto", which chooses by :func:`dynavae.exact.forms.choose`.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, an observed value that is not finite, or an S_t that
-            is not positive definite.
+        ValueError: for shapes or dtypes that do not fit, an observed value that is not finite, an unknown method or one
+            that does not apply, or an S_t that is not positive definite.
 
     Example:
         >>> I = torch.eye(1)
@@ -88,7 +102,7 @@ def kalman_filter(
     T, B, _ = x.shape
     f, g = offsets(params, T, B, control)
     emission = observed_emission(params, x, observed, g)
-    return filter_form(method)(params, emission, f)
+    return forms.run_filter(method, params, emission, f)
 
 
 def _check_filtered(params: Any, filtered: Any) -> None:
@@ -101,8 +115,18 @@ def _check_filtered(params: Any, filtered: Any) -> None:
     check_float("filtered.mean", filtered.mean, like=params.m0)
 
 
-@entry(_check_filtered)
-def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
+def _check_smoother(params: Any, filtered: Any, method: str = "auto") -> None:
+    forms.check(method)
+    _check_filtered(params, filtered)
+    if method == "square_root" and filtered.factor is None:
+        raise ValueError(
+            "method='square_root' smooths factors, which filtered does not have; filter with "
+            "kalman_filter(..., method='square_root') too."
+        )
+
+
+@entry(_check_smoother)
+def kalman_smoother(params: LinearGaussian, filtered: Filtered, method: str = "auto") -> Smoothed:
     r"""Distribution of each state given all observations (Rauch, Tung and Striebel).
 
     .. math::
@@ -113,12 +137,16 @@ def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     Missing data, lengths and controls are already in `filtered`. After the end of a sequence the result is
     the prediction, equal to the filtered moments.
 
+    Where a predicted covariance is singular, as with states that are known without error, its inverse is one on its range.
+
     Args:
         params: the model.
         filtered: result of :func:`kalman_filter` for the same model.
+        method: as for :func:`kalman_filter`, of the same method or another one; "square_root" needs its factors.
 
     Raises:
-        ValueError: for shapes that do not fit, or a predicted covariance that is not positive definite.
+        ValueError: for shapes that do not fit, an unknown method or one that does not apply, or a predicted covariance that
+            is not positive semidefinite.
 
     Example:
         >>> I = torch.eye(1)
@@ -127,7 +155,7 @@ def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
         >>> kalman_smoother(walk, kalman_filter(walk, x)).mean.flatten()
         tensor([0.7143, 1.1429, 1.5714])
     """
-    return smoother_form(method)(params, filtered)
+    return forms.run_smoother(method, params, filtered)
 
 
 def _check_posterior_noise(params: Any, filtered: Any, noise: Any) -> None:
@@ -152,12 +180,12 @@ def sample_posterior(
         G_t^\top\big)
 
     Args:
-        params: the model; P0 and Q positive definite.
+        params: the model.
         filtered: result of :func:`kalman_filter` for the same model.
         noise: standard normal draws, K paths of each sequence.
 
     Raises:
-        ValueError: for shapes that do not fit, or a conditional covariance that is not positive definite.
+        ValueError: for shapes that do not fit, or a conditional covariance that is not positive semidefinite.
 
     Example:
         >>> I = torch.eye(1)
@@ -166,10 +194,7 @@ def sample_posterior(
         >>> sample_posterior(walk, filtered, torch.randn(6, 100, 2, 1)).shape
         torch.Size([6, 100, 2, 1])
     """
-    gain, spread = _reversed_kernel(params, filtered)
-    L = torch.cat(
-        [cholesky(spread, "Cov(z_t | z_{t+1}, x_1:t)"), cholesky(filtered.covariance[-1:], "P_{T|T}")]
-    )
+    gain, L = _backward_step(params, filtered)
     shocks = (filtered.mean.unsqueeze(1) + matvec(L.unsqueeze(1), noise)).unbind(0)
     z = [shocks[-1]]
     for G, predicted_mean, shock in reversed(
@@ -177,6 +202,20 @@ def sample_posterior(
     ):
         z.append(shock + matvec(G, z[-1] - predicted_mean))
     return torch.stack(z[::-1])
+
+
+def _backward_step(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
+    """Gains, and factors of the covariances of p(z_t | z_{t+1}, x_1:t) and, last, of p(z_T | x_1:T)."""
+    scale, last = filtered.covariance.diagonal(dim1=-2, dim2=-1), filtered.covariance[-1:]
+    name = "Cov(z_t | z_{t+1}, x_1:t)"
+    if filtered.factor is None:
+        gain, spread = reversed_kernel(params, filtered)
+        return gain, semidefinite_cholesky(torch.cat([spread, last]), name, scale)
+    gain, spread, roots = reversed_kernel_of_roots(params, filtered)
+    spread, roots = torch.cat([spread, last]), torch.cat([roots, filtered.factor[-1:]])
+    return gain, with_derivative(
+        roots, semidefinite_cholesky(spread, name, scale)
+    ) if spread.requires_grad else roots
 
 
 def _check_prediction(params: Any, mean: Any, covariance: Any, steps: int, control: Any = None) -> None:

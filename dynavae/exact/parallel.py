@@ -93,7 +93,7 @@ def backward_in_sequence(i: Backward, j: Backward) -> Backward:
 
 def parallel_filter(params: LinearGaussian, emission: Emission, f: Tensor) -> Filtered:
     """Filter; `f` (T, B, z_dim) is what is known of each transition."""
-    T, B, z = f.shape
+    _, B, z = f.shape
     prefix = associative_scan(in_sequence, steps_of(params, emission, f))
     m, P = prefix.b[:-1], prefix.C[:-1]
     A, Q = into_later(params.A), into_later(params.Q)

@@ -5,14 +5,15 @@ triangular:
 
 .. math::
     \begin{pmatrix} A L_{t-1|t-1} & Q^{1/2} \end{pmatrix} \Theta &= \begin{pmatrix} L_{t|t-1} & 0 \end{pmatrix} \\
-    \begin{pmatrix} R^{1/2} & C L_{t|t-1} \\ 0 & L_{t|t-1} \end{pmatrix} \Theta &=
+    \begin{pmatrix} C L_{t|t-1} & R^{1/2} \\ L_{t|t-1} & 0 \end{pmatrix} \Theta &=
     \begin{pmatrix} S_t^{1/2} & 0 \\ \bar K_t & L_{t|t} \end{pmatrix}, \qquad K_t = \bar K_t S_t^{-1/2} \\
     \begin{pmatrix} A L_{t|t} & Q^{1/2} \\ L_{t|t} & 0 \end{pmatrix} \Theta &=
     \begin{pmatrix} L_{t+1|t} & 0 \\ \bar G_t & V_t^{1/2} \end{pmatrix}, \qquad G_t = \bar G_t L_{t+1|t}^{-1} \\
     \begin{pmatrix} V_t^{1/2} & G_t L_{t+1|T} \end{pmatrix} \Theta &= \begin{pmatrix} L_{t|T} & 0 \end{pmatrix}
 
-A factor has half the digits of the range of its covariance: float32 does what float64 does with covariances. Q, P0 and R may
-be singular as long as S_t is not.
+A factor has half the orders of magnitude of its covariance: float32 does what float64 does with covariances. What is
+large comes first in an array: a reflection then turns a zero into something small without cancellation. Q, P0 and R may be
+singular as long as S_t is not.
 
 The derivative of a factor does not exist where it loses rank, but that of everything computed from covariances does. So
 values come from the factors, and derivatives from the covariance recursions at those values (:func:`with_derivative`); they
@@ -68,7 +69,10 @@ def triangular(*blocks: Tensor) -> Tensor:
 def root(matrix: Tensor, name: str) -> Tensor:
     """A lower factor of a parameter, taken in float64 where there is that."""
     wide = matrix if matrix.device.type == "mps" else matrix.double()
-    return semidefinite_cholesky(wide, name).to(matrix.dtype)
+    factor, info = torch.linalg.cholesky_ex(wide)
+    if info.any():
+        factor = semidefinite_cholesky(wide, name, eps=torch.finfo(matrix.dtype).eps)
+    return factor.to(matrix.dtype)
 
 
 def stacked(upper: Tensor, lower: Tensor) -> Tensor:
@@ -81,8 +85,14 @@ def square_root_filter(params: LinearGaussian, emission: Emission, f: Tensor) ->
     """Filter; `f` (T, B, z_dim) is what is known of each transition."""
     T, B, z = f.shape
     x = emission.y.shape[-1]
-    m, P, L = params.m0.expand(B, -1), params.P0.expand(B, -1, -1), root(params.P0, "params.P0").expand(B, -1, -1)
-    tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (*params[:6], f, emission.y) if a is not None)
+    m, P, L = (
+        params.m0.expand(B, -1),
+        params.P0.expand(B, -1, -1),
+        root(params.P0, "params.P0").expand(B, -1, -1),
+    )
+    tracked = torch.is_grad_enabled() and any(
+        a.requires_grad for a in (*params[:6], f, emission.y) if a is not None
+    )
     roots = root(params.Q, "params.Q"), root(emission.R, "params.R")
     fixed = (params.A, params.Q, roots[0], emission.C, emission.R, roots[1])
     steps = zip(*(per_step(M, T) for M in fixed), f.unbind(0), emission.y.unbind(0), strict=True)
@@ -94,8 +104,8 @@ def square_root_filter(params: LinearGaussian, emission: Emission, f: Tensor) ->
             P = with_derivative(L @ L.mT, symmetric(A @ P @ A.mT + Q))
         m_, P_, L_ = m, P, L
         with torch.no_grad():
-            left = torch.cat([R_root, R_root.new_zeros(*R_root.shape[:-2], z, x)], -2)
-            post = triangular(left, stacked(C @ L, L))
+            noise = torch.cat([R_root, R_root.new_zeros(*R_root.shape[:-2], z, x)], -2)
+            post = triangular(stacked(C @ L, L), noise)
             S_root, L = post[..., :x, :x], post[..., x:, x:]
             _check_S(S_root, C, R, t)
             K = torch.linalg.solve_triangular(S_root, post[..., x:, :x], upper=False, left=False)
@@ -103,7 +113,9 @@ def square_root_filter(params: LinearGaussian, emission: Emission, f: Tensor) ->
         with torch.no_grad():
             white = torch.linalg.solve_triangular(S_root, e.unsqueeze(-1), upper=False)
             log_det = S_root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            density = -0.5 * (math.log(2 * math.pi) * emission.seen[t] + white.square().sum((-1, -2))) - log_det
+            density = (
+                -0.5 * (math.log(2 * math.pi) * emission.seen[t] + white.square().sum((-1, -2))) - log_det
+            )
         P = L @ L.mT
         if tracked:
             S_inverse = torch.cholesky_inverse(S_root)
@@ -129,8 +141,8 @@ def _check_S(S_root: Tensor, C: Tensor, R: Tensor, t: int) -> None:
     bad = ~(S_root.diagonal(dim1=-2, dim2=-1) > 0).all(-1)
     if bad.any():
         raise ValueError(
-            f"S_t = C P C' + R is singular at t={t}, sequence {int(bad.nonzero()[0])}. Check that R is positive definite where "
-            "the state leaves no uncertainty."
+            f"S_t = C P C' + R is singular at t={t}, sequence {int(bad.nonzero()[0])}. Check that R is positive "
+            "definite where the state leaves no uncertainty."
         )
 
 
@@ -152,30 +164,37 @@ def reversed_roots(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, 
     scaled = L_next / length
     small = 8 * z * torch.finfo(L.dtype).eps
     if (scaled.diagonal(dim1=-2, dim2=-1) > small).all():
-        inverse = torch.linalg.solve_triangular(scaled, torch.eye(z).to(L).expand(shape), upper=False)
-    else:
-        inverse = torch.linalg.pinv(scaled, rtol=small)
-    inverse = inverse / length.mT
-    return G_bar @ inverse, V_root, inverse.mT @ inverse
+        inverse = (
+            torch.linalg.solve_triangular(scaled, torch.eye(z).to(L).expand(shape), upper=False) / length.mT
+        )
+        return G_bar @ inverse, V_root, inverse.mT @ inverse
+    inverse = torch.linalg.pinv(scaled, rtol=small) / length.mT
+    G = G_bar @ inverse
+    # Where L_{t+1|t} has no rank, a column of G_bar is free and belongs to V.
+    return G, triangular(V_root, G_bar - G @ L_next), inverse.mT @ inverse
+
+
+def reversed_kernel_of_roots(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor, Tensor]:
+    """Gain G_t, covariance V_t and its factor, of p(z_t | z_{t+1}, x_1:t)."""
+    G, V_root, inverse = reversed_roots(params, filtered)
+    A, Q = into_later(params.A), into_later(params.Q)
+    P_f, P_next = filtered.covariance[:-1], filtered.predicted_covariance[1:]
+    keep = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device) - G @ A
+    V = with_derivative(V_root @ V_root.mT, symmetric(keep @ P_f @ keep.mT + G @ Q @ G.mT))
+    return with_derivative(G, (A @ P_f - P_next @ G.mT).mT @ inverse), V, V_root
 
 
 def square_root_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     """Smooth what was filtered in square-root form."""
-    G, V_root, inverse = reversed_roots(params, filtered)
-    A, Q = into_later(params.A), into_later(params.Q)
-    P_f, P_next = filtered.covariance[:-1], filtered.predicted_covariance[1:]
-    G_fixed = G
-    G = with_derivative(G, (A @ P_f - P_next @ G.mT).mT @ inverse)
-    keep = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device) - G_fixed @ A
-    V = with_derivative(V_root @ V_root.mT, keep @ P_f @ keep.mT + G_fixed @ Q @ G_fixed.mT)
     assert filtered.factor is not None
+    G, V, V_root = reversed_kernel_of_roots(params, filtered)
     m, P, L = filtered.mean[-1], filtered.covariance[-1], filtered.factor[-1]
     outputs = [(m, P, L)]
-    columns = (filtered.mean[:-1], filtered.predicted_mean[1:], G, G_fixed, V, V_root)
+    columns = (filtered.mean[:-1], filtered.predicted_mean[1:], G, V, V_root)
     past = zip(*(column.unbind(0) for column in columns), strict=True)
-    for m_f, m_next, G_t, G_value, V_t, V_t_root in reversed(list(past)):
+    for m_f, m_next, G_t, V_t, V_t_root in reversed(list(past)):
         m = m_f + matvec(G_t, m - m_next)
-        L = triangular(V_t_root, G_value @ L)
+        L = triangular(V_t_root, G_t @ L)
         P = with_derivative(L @ L.mT, symmetric(V_t + G_t @ P @ G_t.mT))
         outputs.append((m, P, L))
     means, covariance, factor = (torch.stack(part[::-1]) for part in zip(*outputs, strict=True))
