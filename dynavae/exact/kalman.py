@@ -37,6 +37,7 @@ from dynavae.exact.linear_gaussian import (
     simulate,
 )
 from dynavae.exact.square_root import reversed_kernel_of_roots, with_derivative
+from dynavae.tree import tree_map
 
 __all__ = [
     "Conditioned",
@@ -60,8 +61,8 @@ __all__ = [
 def _check_filter(
     params: Any, x: Any, observed: Any = None, control: Any = None, method: str = "auto"
 ) -> None:
-    forms.check(method)
     check_sequence(params, x, observed, control)
+    forms.check(method, params)
 
 
 @entry(_check_filter)
@@ -116,8 +117,8 @@ def _check_filtered(params: Any, filtered: Any) -> None:
 
 
 def _check_smoother(params: Any, filtered: Any, method: str = "auto") -> None:
-    forms.check(method)
     _check_filtered(params, filtered)
+    forms.check(method, params)
     if method == "square_root" and filtered.factor is None:
         raise ValueError(
             "method='square_root' smooths factors, which filtered does not have; filter with "
@@ -194,6 +195,8 @@ def sample_posterior(
         >>> sample_posterior(walk, filtered, torch.randn(6, 100, 2, 1)).shape
         torch.Size([6, 100, 2, 1])
     """
+    dtype, filtered = filtered.mean.dtype, forms.widened(filtered)
+    params, noise = tree_map(lambda a: a.to(filtered.mean.dtype), (params, noise))
     gain, L = _backward_step(params, filtered)
     shocks = (filtered.mean.unsqueeze(1) + matvec(L.unsqueeze(1), noise)).unbind(0)
     z = [shocks[-1]]
@@ -201,7 +204,7 @@ def sample_posterior(
         list(zip(gain, filtered.predicted_mean[1:], shocks[:-1], strict=True))
     ):
         z.append(shock + matvec(G, z[-1] - predicted_mean))
-    return torch.stack(z[::-1])
+    return torch.stack(z[::-1]).to(dtype)
 
 
 def _backward_step(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
