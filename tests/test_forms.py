@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_kalman import Problem, dense_joint, random_problem
 from torch import Tensor
 
-from dynavae.exact import forms, kalman
+from dynavae.exact import kalman
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.scan import associative_scan
 
@@ -283,6 +283,9 @@ def test_refusals():
         ValueError, match=r"C Q C' \+ R, which the parallel form needs, is not positive definite"
     ):
         kalman_filter(fixed, x, observed, control, method="parallel")
+    varied = "but params.m0 is not"
+    with pytest.raises(ValueError, match=rf"method='shared' needs a model that is the same .*{varied}"):
+        kalman_filter(params, x, observed, control, method="shared")
     with torch.enable_grad(), pytest.raises(RuntimeError, match="once_differentiable"):
         m0 = params.m0.clone().requires_grad_()
         P0 = params.P0.clone().requires_grad_()
@@ -291,4 +294,3 @@ def test_refusals():
         ).mean.sum()
         (first,) = torch.autograd.grad(total, P0, create_graph=True)
         first.sum().backward()
-    assert set(forms.FILTERS) == set(forms.SMOOTHERS)

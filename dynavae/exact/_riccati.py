@@ -10,7 +10,7 @@ Reference: Anderson and Moore, Optimal Filtering, 1979, chapter 6 (doubling), an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 
 from dynavae.exact._algebra import symmetric
 from dynavae.exact.joseph import joseph_update
-from dynavae.exact.parallel import Step, in_sequence, step_of
 from dynavae.exact.scan import associative_scan
 from dynavae.tree import tree_map
 
@@ -56,63 +55,87 @@ def difference(P: Tensor, other: Tensor) -> Tensor:
 
 
 def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Tensor | None:
-    z, eps = A.shape[-1], torch.finfo(A.dtype).eps
-    first = _element(torch.zeros_like(A), P0, C, R)
-    one = _element(A, Q, C, R)
-    if first is None or one is None:
+    """By doublings: what m steps do is known, and the covariances after 1, ..., m of them give m more."""
+    first, steps = _element(torch.zeros_like(A), P0, C, R), _element(A, Q, C, R)
+    if first is None or steps is None:
         return None
-    steps, done = one, 1
-    while True:
-        P = torch.cat([first.C, in_sequence(tree_map(lambda a: a.expand(done, *a.shape[1:]), first), steps).C])
-        steady = difference(P[-1:], P[-2:-1]) <= STEADY * eps
-        if done >= T - 1 or bool(steady):
+    P, tolerance = first.C, STEADY * torch.finfo(A.dtype).eps
+    while len(P) < T:
+        P = torch.cat([P, _after(P, steps)])
+        if len(P) >= 32 and difference(P[-1:], P[-2:-1]) <= tolerance:
             break
-        last = tree_map(lambda a: a[-1:].expand(done, *a.shape[1:]), steps)
-        steps = tree_map(lambda a, b: torch.cat([a, b]), steps, in_sequence(last, steps))
-        done *= 2
+        steps = _one_after_another(steps, steps)
     P = torch.cat([P0.expand(1, *P.shape[1:]), symmetric(A @ P[:-1] @ A.mT + Q)])[:T]
-    P = _settled(P, A, Q, C, R)
-    if P is None:
-        return None
-    moving = (difference(P[1:], P[:-1]) > STEADY * eps).nonzero()
-    N = int(moving[-1]) + 2 if len(moving) else min(2, len(P))
-    return P[: min(N, len(P))]
+    P = _settled(P[: _moving(P, tolerance) + 1], A, Q, C, R)
+    return None if P is None else P[: _moving(P, tolerance)]
+
+
+def _moving(P: Tensor, tolerance: float) -> int:
+    """The number of steps after which nothing changes any more."""
+    moving = (difference(P[1:], P[:-1]) > tolerance).nonzero()
+    return int(moving[-1]) + 2 if len(moving) else 1
 
 
 def _scanned(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor | None:
-    T, U = C.shape[:2]
-    if U > SCAN:
+    if C.shape[1] > SCAN:
         return None
-    first, steps = _element(torch.zeros_like(A), P0, C[0], R[0]), _element(A, Q, C[1:], R[1:])
+    first, steps = _element(torch.zeros_like(A), P0, C[:1], R[:1]), _element(A, Q, C[1:], R[1:])
     if first is None or steps is None:
         return None
     elements = tree_map(lambda a, b: torch.cat([a, b]), first, steps)
-    P = associative_scan(in_sequence, elements).C
+    P = associative_scan(_one_after_another, elements).C
     P = torch.cat([P0.expand(1, *P.shape[1:]), symmetric(A @ P[:-1] @ A.mT + Q)])
     return _settled(P, A, Q, C, R)
 
 
-def _element(A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Step | None:
-    """One step without means, for U patterns (and T steps): the leading axis is time."""
+class _Steps(NamedTuple):
+    """What steps do to covariances: the A, C and J of :class:`dynavae.exact.parallel.Step`."""
+
+    A: Tensor
+    C: Tensor
+    J: Tensor
+
+
+def _element(A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> _Steps | None:
+    """One step for U patterns, or T of them; None if it is singular. The leading axis is time."""
     C, R = (a if a.ndim == 4 else a.unsqueeze(0) for a in (C, R))
-    lead, z = C.shape[:2], A.shape[-1]
-    if torch.linalg.cholesky_ex(symmetric(C @ Q @ C.mT + R)).info.any():
+    CQ = C @ Q
+    L, info = torch.linalg.cholesky_ex(symmetric(CQ @ C.mT + R))
+    if info.any():
         return None
-    zero = A.new_zeros(*lead, z)
-    return step_of(A.expand(*lead, z, z), Q.expand(*lead, z, z), zero, C, R, zero.new_zeros(C.shape[:-1]))
+    K = torch.cholesky_solve(CQ, L).mT
+    keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C
+    white = torch.linalg.solve_triangular(L, C @ A, upper=False)
+    return _Steps(keep @ A, symmetric(keep @ Q @ keep.mT + K @ R @ K.mT), white.mT @ white)
+
+
+def _one_after_another(i: _Steps, j: _Steps) -> _Steps:
+    n, eye = i.A.shape[-1], torch.eye(i.A.shape[-1], dtype=i.A.dtype, device=i.A.device)
+    A, C = torch.linalg.solve(eye + i.C @ j.J, torch.cat([i.A, i.C], -1)).split(n, -1)
+    return _Steps(j.A @ A, j.A @ C @ j.A.mT + j.C, A.mT @ j.J @ i.A + i.J)
+
+
+def _after(P: Tensor, j: _Steps) -> Tensor:
+    """The covariances after these steps, of those before."""
+    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    return j.A @ torch.linalg.solve(eye + P @ j.J, P) @ j.A.mT + j.C
 
 
 def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor | None:
     """Candidates after a few steps of the recursion side by side; None unless each then leads to the next."""
     if len(P) == 1:
         return P
-    varies = C.ndim == 4
+    if C.ndim == 4:
+        C, R = C[:-1], R[:-1]
+    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
     for _ in range(4):
-        CP = C @ P
-        if not P.isfinite().all() or torch.linalg.cholesky_ex(symmetric(CP @ C.mT + R)).info.any():
+        CP = C @ P[:-1]
+        L, info = torch.linalg.cholesky_ex(symmetric(CP @ C.mT + R))
+        if info.any() or not P.isfinite().all():
             return None
-        now = (C[:-1], R[:-1]) if varies else (C, R)
-        following = _next(P[:-1], A, Q, *now)
+        K = torch.cholesky_solve(CP, L).mT
+        keep = eye - K @ C
+        following = symmetric(A @ (keep @ P[:-1] @ keep.mT + K @ R @ K.mT) @ A.mT + Q)
         close = difference(following, P[1:]).amax() <= 4 * STEADY * torch.finfo(P.dtype).eps
         P = torch.cat([P[:1], following])
         if close:

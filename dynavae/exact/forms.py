@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact.joseph import joseph_filter, joseph_smoother
-from dynavae.exact.linear_gaussian import Emission, LinearGaussian
+from dynavae.exact.linear_gaussian import LinearGaussian, observed_emission
 from dynavae.exact.parallel import parallel_filter, parallel_smoother
 from dynavae.exact.shared import one_for_all, shared_filter, shared_smoother, varying
 from dynavae.exact.square_root import square_root_filter, square_root_smoother
@@ -25,7 +25,6 @@ FILTERS = {
     "joseph": joseph_filter,
     "square_root": square_root_filter,
     "parallel": parallel_filter,
-    "shared": shared_filter,
 }
 SMOOTHERS = {
     "joseph": joseph_smoother,
@@ -61,9 +60,9 @@ def choose(params: LinearGaussian, T: int, B: int, one: bool = True) -> str:
 
 def check(method: str, params: LinearGaussian | None = None) -> None:
     """Raise an error unless `method` is "auto" or a form that applies to this model."""
-    if method not in ("auto", *FILTERS):
+    if method not in ("auto", *SMOOTHERS):
         raise ValueError(
-            f"method should be 'auto' or one of {', '.join(map(repr, FILTERS))}; got {method!r}."
+            f"method should be 'auto' or one of {', '.join(map(repr, SMOOTHERS))}; got {method!r}."
         )
     if method == "shared" and params is not None and varying(params) is not None:
         raise ValueError(
@@ -72,15 +71,26 @@ def check(method: str, params: LinearGaussian | None = None) -> None:
         )
 
 
-def run_filter(method: str, params: LinearGaussian, emission: Emission, f: Tensor) -> Filtered:
-    """The filter in this form; `f` (T, B, z_dim) is what is known of each transition."""
-    if method != "auto":
-        return FILTERS[method](params, emission, f)
-    method = choose(params, *f.shape[:2])
-    if f.dtype == torch.float64 or method == "square_root":
-        return FILTERS[method](params, emission, f)
-    wide = FILTERS[method](*(tree_map(_wide, a) for a in (params, emission, f)))
-    return tree_map(lambda a: a.to(f.dtype), wide)._replace(wide=wide)
+def run_filter(
+    method: str, params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor, g: Tensor
+) -> Filtered:
+    """The filter in this form; f (T, B, z_dim) and g (T, B, x_dim) are what is known of transitions and emissions."""
+    wide = method == "auto" and x.dtype != torch.float64
+    if method == "auto":
+        method = choose(params, *f.shape[:2])
+    if not wide or method == "square_root":
+        return _filter(method, params, x, observed, f, g)
+    result = _filter(method, *(tree_map(_wide, a) for a in (params, x, observed, f, g)))
+    return tree_map(lambda a: a.to(x.dtype), result)._replace(wide=result)
+
+
+def _filter(
+    method: str, params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor, g: Tensor
+) -> Filtered:
+    if method == "shared":
+        free = params.B is None and params.b is None, params.D is None and params.d is None
+        return shared_filter(params, x, observed, None if free[0] else f, None if free[1] else g)
+    return FILTERS[method](params, observed_emission(params, x, observed, g), f)
 
 
 def run_smoother(method: str, params: LinearGaussian, filtered: Filtered) -> Smoothed:

@@ -31,7 +31,6 @@ from dynavae.exact.linear_gaussian import (
     Simulated,
     check_parameters,
     check_sequence,
-    observed_emission,
     offsets,
     predictive_observation,
     simulate,
@@ -101,9 +100,9 @@ def kalman_filter(
         tensor([0.5000, 1.5000, 0.7143])
     """
     T, B, _ = x.shape
+    observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
-    emission = observed_emission(params, x, observed, g)
-    return forms.run_filter(method, params, emission, f)
+    return forms.run_filter(method, params, x, observed, f, g)
 
 
 def _check_filtered(params: Any, filtered: Any) -> None:

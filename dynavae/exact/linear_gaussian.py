@@ -191,7 +191,6 @@ class Emission(NamedTuple):
     R: Float[Tensor, "T B x_dim x_dim"]
     y: Float[Tensor, "T B x_dim"]
     seen: Float[Tensor, "T B"]
-    observed: Bool[Tensor, "T B x_dim"]
 
 
 def observed_emission(
@@ -206,7 +205,6 @@ def observed_emission(
         R=torch.where(both, params.R, eye),
         y=torch.where(observed, torch.where(observed, x, 0.0) - offset, 0.0),
         seen=observed.sum(-1).to(x.dtype),
-        observed=observed,
     )
 
 

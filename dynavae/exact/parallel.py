@@ -53,19 +53,13 @@ def steps_of(params: LinearGaussian, emission: Emission, f: Tensor) -> Step:
     F = torch.where(later, params.A, 0.0).expand(T, B, z, z)
     Q = torch.where(later, params.Q, params.P0).expand(T, B, z, z)
     c = torch.where(later.squeeze(-1), f, params.m0)
-    return step_of(F, Q, c, H, R, emission.y)
-
-
-def step_of(F: Tensor, Q: Tensor, c: Tensor, H: Tensor, R: Tensor, y: Tensor) -> Step:
-    """The element of the step N(F z + c, Q) with the observation y ~ N(H z, R)."""
-    z = F.shape[-1]
     HQ = H @ Q
     L = cholesky(symmetric(HQ @ H.mT + R), "C Q C' + R, which the parallel form needs,")
-    e = y - matvec(H, c)
+    e = emission.y - matvec(H, c)
     HF = H @ F
     solved = torch.cholesky_solve(torch.cat([HQ, HF, e.unsqueeze(-1)], -1), L)
     K, information, weighted = solved[..., :z].mT, solved[..., z:-1], solved[..., -1]
-    keep = torch.eye(z, dtype=F.dtype, device=F.device) - K @ H
+    keep = torch.eye(z, dtype=f.dtype, device=f.device) - K @ H
     return Step(
         A=keep @ F,
         b=c + matvec(K, e),

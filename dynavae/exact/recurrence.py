@@ -41,39 +41,46 @@ def linear_recurrence(
         raise ValueError(
             f"F should have shape (T, ..., z, z) for v (T, ..., z, n) = {tuple(v.shape)}; got {tuple(F.shape)}."
         )
-    if reverse:
-        return _Recurrence.apply(F.flip(0), v.flip(0)).flip(0)  # type: ignore[no-any-return]
-    return _Recurrence.apply(F, v)  # type: ignore[no-any-return]
+    return _Recurrence.apply(F, v, reverse)  # type: ignore[no-any-return]
 
 
 class _Recurrence(torch.autograd.Function):
     """Its adjoint is the recurrence in reverse, with transposed matrices."""
 
     @staticmethod
-    def forward(ctx: Any, F: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, F: Tensor, v: Tensor, reverse: bool) -> Tensor:
         (T, *batch, z, n), plain = v.shape, v.numel() // len(v) >= WIDE
-        flat = F.reshape(T, -1, z, z), v.reshape(T, -1, z, n)
-        h = (_loop(*flat) if plain or T <= LOOP else _blocked(*flat)).reshape(T, *batch, z, n)
+        F_, v_ = F.reshape(T, -1, z, z), v.reshape(T, -1, z, n)
+        if plain or T <= LOOP:
+            h = _loop(F_, v_, reverse)
+        else:
+            h = _blocked(F_.flip(0), v_.flip(0)).flip(0) if reverse else _blocked(F_, v_)
+        h = h.reshape(T, *batch, z, n)
         ctx.save_for_backward(F, h)
+        ctx.reverse = reverse
         return h
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         F, h = ctx.saved_tensors
-        following = torch.cat([F[1:], F[:1]]).mT  # the last is not read
-        adjoint = linear_recurrence(following, grad, reverse=True)
-        return torch.cat([torch.zeros_like(F[:1]), adjoint[1:] @ h[:-1].mT]), adjoint
+        if ctx.reverse:  # the matrix of the other end is not read
+            adjoint = linear_recurrence(torch.cat([F[-1:], F[:-1]]).mT, grad)
+            return torch.cat([adjoint[:-1] @ h[1:].mT, torch.zeros_like(F[:1])]), adjoint, None
+        adjoint = linear_recurrence(torch.cat([F[1:], F[:1]]).mT, grad, reverse=True)
+        return torch.cat([torch.zeros_like(F[:1]), adjoint[1:] @ h[:-1].mT]), adjoint, None
 
 
-def _loop(F: Tensor, v: Tensor) -> Tensor:
+def _loop(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
     h = v.clone(memory_format=torch.contiguous_format)
-    states = h.unbind(0)
-    if F.shape[1] == 1:
-        for t, F_t in enumerate(F[:, 0].unbind(0)[1:], 1):
-            states[t][0].addmm_(F_t, states[t - 1][0])
-    else:
-        for t, F_t in enumerate(F.unbind(0)[1:], 1):
-            states[t].baddbmm_(F_t, states[t - 1])
+    one = F.shape[1] == 1
+    states, matrices = (h[:, 0] if one else h).unbind(0), (F[:, 0] if one else F).unbind(0)
+    T = len(states)
+    for t in range(T - 2, -1, -1) if reverse else range(1, T):
+        before = states[t + 1 if reverse else t - 1]
+        if one:
+            states[t].addmm_(matrices[t], before)
+        else:
+            states[t].baddbmm_(matrices[t], before)
     return h
 
 

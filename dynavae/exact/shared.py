@@ -15,6 +15,7 @@ to rounding; covariances of sequences that share them are views of one.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from dynavae.exact._algebra import symmetric
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact._riccati import STEADY, difference, predicted_covariances
 from dynavae.exact.joseph import joseph_update, reversed_kernel
-from dynavae.exact.linear_gaussian import Emission, LinearGaussian
+from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import linear_recurrence
 from dynavae.exact.scan import associative_scan
 
@@ -45,68 +46,102 @@ def plain(params: LinearGaussian) -> LinearGaussian:
     })  # fmt: skip
 
 
-def shared_filter(params: LinearGaussian, emission: Emission, f: Tensor) -> Filtered:
-    """Filter; `f` (T, B, z_dim) is what is known of each transition."""
-    (T, B, z), p = f.shape, plain(params)
-    C, R, of = _patterns(p, emission.observed)
+class _Predicted(NamedTuple):
+    """The filter as far as the likelihood needs it. Means and errors are columns."""
+
+    m: Tensor
+    e: Tensor
+    P: Tensor
+    P_f: Tensor
+    K: Tensor
+    log_likelihood: Tensor
+    columns: _Columns
+
+
+def shared_filter(
+    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
+) -> Filtered:
+    """Filter; f (T, B, z_dim) and g (T, B, x_dim) are what is known of each transition and emission, None for nothing."""
+    p = _predicted(params, x, observed, f, g)
+    mean = p.columns.join(torch.baddbmm(p.m, p.columns.gather(p.K), p.e))
+    return Filtered(
+        mean, p.columns.expand(p.P_f), p.columns.join(p.m), p.columns.expand(p.P), p.log_likelihood
+    )
+
+
+def shared_log_likelihood(
+    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
+) -> Tensor:
+    """log p(x) of each sequence, (B,)."""
+    return _predicted(params, x, observed, f, g).log_likelihood.sum(0)
+
+
+def _predicted(
+    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
+) -> _Predicted:
+    (T, B, x_dim), p, complete = x.shape, plain(params), bool(observed.all())
+    y = x if complete else torch.where(observed, x, 0.0)
+    y = y if g is None else y - g
+    y = y if complete or g is None else torch.where(observed, y, 0.0)
+    C, R, of = _patterns(p, None if complete else observed)
     P = predicted_covariances(p.P0, p.A, p.Q, C, R, T)
-    here = (C, R) if C.ndim == 3 else (C[: len(P)], R[: len(P)])
+    here = (C.unsqueeze(0), R) if C.ndim == 3 else (C[: len(P)], R[: len(P)])
     K, P_f, L = joseph_update(P, *here)
-    white = torch.linalg.solve_triangular(L, torch.eye(L.shape[-1]).to(L).expand_as(L), upper=False)
+    white = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
     log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    F = p.A @ (torch.eye(z, dtype=f.dtype, device=f.device) - K @ here[0])
-    # From here on: columns. One group's sequences are the columns of a matrix, or each sequence is a column of its own.
-    columns = _Columns(of, B)
-    y, offset = columns.split(emission.y), columns.split(f)
-    C = C if C.ndim == 3 else columns.gather(C, T)
-    C = C if of is None or C.ndim == 4 else C[of]
-    K_t, F_t = columns.gather(K, T), columns.gather(F, T)
-    first = p.m0.expand(B, z)
-    driven = (p.A @ K_t[:-1]) @ y[:-1] + offset[1:]
-    start = columns.split(first.unsqueeze(0))
-    F_t = torch.cat([F_t[:1], F_t[:-1]])  # the step into t uses the gain of t - 1
-    m = linear_recurrence(F_t, torch.cat([start, driven]))
-    e = y - C @ m
-    log_likelihood = -0.5 * (columns.gather(white, T) @ e).square().sum(-2)
-    log_likelihood = log_likelihood - columns.gather(log_det[..., None, None], T).squeeze(-1)
-    log_likelihood = columns.join(log_likelihood.unsqueeze(-2)).squeeze(-1)
-    log_likelihood = log_likelihood - 0.5 * math.log(2 * math.pi) * emission.seen
-    mean = columns.join(m + K_t @ e)
-    return Filtered(mean, columns.expand(P_f, T), columns.join(m), columns.expand(P, T), log_likelihood)
+    columns = _Columns(of, T, B)
+    y = columns.split(y)
+    AK, F = p.A @ K, p.A - p.A @ (K @ here[0])
+    # The step into t uses the gain of t - 1; the first state has none.
+    zero_K, zero_F = torch.zeros_like(AK[:1]), torch.zeros_like(F[:1])
+    AK, F = columns.gather(torch.cat([zero_K, AK])[:T]), columns.gather(torch.cat([zero_F, F])[:T])
+    y_before = torch.cat([y[: columns.width], y[: -columns.width]])
+    start = columns.split(p.m0.expand(1, B, -1))
+    driven = AK @ y_before if f is None else torch.baddbmm(columns.split(f), AK, y_before)
+    driven = torch.cat([start, driven[columns.width :]])
+    m = linear_recurrence(*(a.unflatten(0, (T, columns.width)) for a in (F, driven))).flatten(0, 1)
+    e = torch.baddbmm(y, columns.gather(here[0]), m, alpha=-1)
+    quadratic = columns.join((columns.gather(white) @ e).square().sum(-2, keepdim=True)).squeeze(-1)
+    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
+    count = x_dim if complete else observed.sum(-1).to(x.dtype)
+    log_likelihood = -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
+    return _Predicted(m, e, P, P_f, K, log_likelihood, columns)
 
 
-def _patterns(p: LinearGaussian, observed: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def _patterns(p: LinearGaussian, observed: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """C and R of each of U patterns of gaps, (U, ...) or (T, U, ...), and the pattern of each sequence, None for one."""
-    T, B, _ = observed.shape
-    if observed.all():
+    if observed is None:
         return p.C.unsqueeze(0), p.R.unsqueeze(0), None
     unique, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
-    seen = unique.unflatten(1, (T, -1)).transpose(0, 1)
+    seen = unique.unflatten(1, (len(observed), -1)).transpose(0, 1)
     C = torch.where(seen.unsqueeze(-1), p.C, 0.0)
     R = torch.where(seen.unsqueeze(-1) & seen.unsqueeze(-2), p.R, torch.eye(p.R.shape[-1]).to(p.R))
     return C, R, None if len(unique) == 1 else of
 
 
 class _Columns:
-    """(T, B, n) as columns: (T, 1, n, B) if all sequences are in one group, else (T, B, n, 1)."""
+    """(T, B, n) as columns: (T, n, B) if all sequences share their matrices, else (T B, n, 1)."""
 
-    def __init__(self, of: Tensor | None, B: int) -> None:
-        self.of, self.B = of, B
+    def __init__(self, of: Tensor | None, T: int, B: int) -> None:
+        self.of, self.T, self.B, self.width = of, T, B, 1 if of is None else B
 
     def split(self, a: Tensor) -> Tensor:
-        return a.mT.unsqueeze(1) if self.of is None else a.unsqueeze(-1)
+        return a.mT if self.of is None else a.reshape(-1, a.shape[-1], 1)
 
     def join(self, a: Tensor) -> Tensor:
-        return a.squeeze(1).mT if self.of is None else a.squeeze(-1)
+        return a.mT if self.of is None else a.view(self.T, self.B, -1)
 
-    def gather(self, a: Tensor, T: int) -> Tensor:
-        """(N, U, ...) of each step, and, if there are groups, of each sequence; the last is repeated up to T."""
-        a = a if self.of is None else a[:, self.of]
-        return a if len(a) >= T else torch.cat([a, a[-1:].expand(T - len(a), *a.shape[1:])])
+    def each(self, a: Tensor) -> Tensor:
+        """(N, U, ...) of each step, the last repeated up to T, and of each sequence if they do not share."""
+        a = a if self.of is None or a.shape[1] == 1 else a[:, self.of]
+        return a if len(a) == self.T else torch.cat([a, a[-1:].expand(self.T - len(a), *a.shape[1:])])
 
-    def expand(self, a: Tensor, T: int) -> Tensor:
-        a = self.gather(a, T)
-        return a.expand(T, self.B, *a.shape[2:])
+    def gather(self, a: Tensor) -> Tensor:
+        a = self.each(a)
+        return a.expand(-1, self.width, -1, -1).flatten(0, 1)
+
+    def expand(self, a: Tensor) -> Tensor:
+        return self.each(a).expand(-1, self.B, *a.shape[2:])
 
 
 def one_for_all(filtered: Filtered) -> bool:
@@ -119,22 +154,17 @@ def one_for_all(filtered: Filtered) -> bool:
 def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     """Smooth what was filtered."""
     T, B, z = filtered.mean.shape
-    p = plain(params)
-    one = one_for_all(filtered)
-    wide = filtered if not one else filtered._replace(
-        covariance=filtered.covariance[:, :1], predicted_covariance=filtered.predicted_covariance[:, :1]
-    )  # fmt: skip
-    m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
-    N = _distinct(wide.covariance, wide.predicted_covariance)
+    p, one = plain(params), one_for_all(filtered)
+    P_f, P_ = filtered.covariance, filtered.predicted_covariance
+    P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
+    N = _distinct(P_f, P_)
     # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
-    few = wide._replace(
-        covariance=wide.covariance[: N + 1], predicted_covariance=wide.predicted_covariance[: N + 1]
-    )
-    G, V = reversed_kernel(p, few)
-    P = _smoothed_covariances(G, V, wide.covariance[-1:], T)
+    G, V = reversed_kernel(p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1]))
+    P = _smoothed_covariances(G, V, P_f[-1:], T)
     G = G if len(G) >= T - 1 else torch.cat([G, G[-1:].expand(T - 1 - len(G), *G.shape[1:])])
+    m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
     added = torch.cat([m[:-1] - G @ m_[1:], m[-1:]])
-    mean = linear_recurrence(torch.cat([G, torch.zeros_like(wide.covariance[-1:])]), added, reverse=True)
+    mean = linear_recurrence(torch.cat([G, torch.zeros_like(P_f[-1:])]), added, reverse=True)
     cross = P[1:] @ G.mT
     G, P, cross = (a.expand(len(a), B, z, z) for a in (G, P, cross))
     return Smoothed(mean.squeeze(1).mT if one else mean.squeeze(-1), P, G, cross)
