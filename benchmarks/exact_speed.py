@@ -122,7 +122,7 @@ def filterpy(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
     def one(row: np.ndarray) -> object:
         k = KalmanFilter(dim_x=len(p["m0"]), dim_z=row.shape[-1])
         k.F, k.Q, k.H, k.R = p["A"], p["Q"], p["C"], p["R"]
-        k.x, k.P = p["m0"][:, None].copy(), p["P0"].copy()
+        k.x, k.P = p["m0"].copy(), p["P0"].copy()
         means, covariances, _, _ = k.batch_filter(list(row), update_first=True)
         return k.rts_smoother(means, covariances)
 

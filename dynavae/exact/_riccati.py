@@ -51,11 +51,6 @@ def _memory(P: Tensor, A: Tensor, C: Tensor, R: Tensor, most: int) -> int:
     return min(steps, most)
 
 
-def _next(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor:
-    """The predicted covariance that follows P."""
-    return symmetric(A @ joseph_update(P, C, R)[1] @ A.mT + Q)
-
-
 def difference(P: Tensor, other: Tensor) -> Tensor:
     """Largest difference in units of the standard deviations, of each of the leading axis."""
     variance = torch.maximum(P.diagonal(dim1=-2, dim2=-1), other.diagonal(dim1=-2, dim2=-1)).clamp(min=0)
@@ -179,18 +174,26 @@ class _Riccati(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         P0, A, Q, C, R, P = ctx.saved_tensors
-        now = (C[: len(P)], R[: len(P)]) if C.ndim == 4 else (C, R)
-        K, _, _ = joseph_update(P, *now)
-        F = A @ (torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ now[0])
+        C_, R_ = (a[: len(P)] if a.ndim == 4 else a for a in (C, R))
+        K, P_f, _ = joseph_update(P, C_, R_)
+        keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C_
         # Lambda_t = F' Lambda_{t+1} F + what P_t itself was used for.
         adjoint = associative_scan(
-            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]), (F.mT, symmetric(grad)), reverse=True
+            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]), ((A @ keep).mT, symmetric(grad)), reverse=True
         )[1]
-        first = adjoint[0].sum_to_size(P0.shape) if P0.ndim == 3 else adjoint[0].sum(0)
-        if len(P) == 1:
-            return first, *(torch.zeros_like(a) for a in (A, Q, C, R)), None
-        with torch.enable_grad():
-            free = [a.detach().requires_grad_() for a in (A, Q, C, R)]
-            observed = [a[: len(P) - 1] if a.ndim == 4 else a for a in free[2:]]
-            following = _next(P[:-1], *free[:2], *observed)
-        return first, *torch.autograd.grad(following, free, adjoint[1:]), None
+        # P_f is least for the optimal gain: to first order it does not change with K.
+        into, K, keep, P = adjoint[1:], K[:-1], keep[:-1], P[:-1]
+        into_A = into @ A
+        filtered = A.mT @ into_A
+        dA = 2 * (into_A @ P_f[:-1]).sum((0, 1))
+        dC, dR = -2 * K.mT @ filtered @ keep @ P, K.mT @ filtered @ K
+        if C.ndim == 4:  # the last step leads nowhere
+            missing = len(C) - len(dC)
+            dC, dR = (torch.cat([a, a.new_zeros(missing, *a.shape[1:])]) for a in (dC, dR))
+        else:
+            dC, dR = dC.sum(0), dR.sum(0)
+        return _sum_to(adjoint[0], P0), dA, into.sum((0, 1)), dC, dR, None
+
+
+def _sum_to(a: Tensor, like: Tensor) -> Tensor:
+    return a.sum(0) if like.ndim < a.ndim else a
