@@ -13,7 +13,7 @@ from torch import Tensor
 from dynavae.averaging import WeightAverage
 from dynavae.diagnostics import Totals
 from dynavae.loading import Batch
-from dynavae.loss import Loss, at_least, one_of
+from dynavae.loss import Loss, at_least, one_of, together
 from dynavae.model import SequentialLVM
 from dynavae.parallel import Averaged, average_gradients, main_process, rank
 from dynavae.schedules import Real, Row, learning_rate, seed_for
@@ -208,13 +208,8 @@ class Learner(LightningModule):
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         self.summary.update({"kl_weight": self.loss.kl_weight_at(epoch), "lr": rate})
-        if batch.share is not None and self.loss.free_bits:
-            raise ValueError(
-                "free_bits is a floor on the KL of a whole batch, which several processes share: train with devices=1, "
-                "or set free_bits=0."
-            )
         seed = seed_for(self.seed, self.current_epoch, batch_idx)
-        parts = self.loss.parts(batch.sequences, epoch, seed, batch.share)
+        parts = together(self.loss.parts(batch.sequences, epoch, seed, batch.share), batch.share, self.device)
         loss = None
         if not self.loss.truncate:
             for part in parts:

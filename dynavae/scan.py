@@ -189,7 +189,10 @@ class _Run:
         frame = Frame(self.x, self.observed, self.control)
         keep = self.valid if self.carry and self.ragged else None
         if self.fast:
-            self.u, v = model.features(frame), model.recognition(frame)
+            self.u = model.features(frame)
+            v = (
+                model.recognition(frame) if model.seen_x.out_dim else self.u
+            )  # without a memory nothing reads it
         else:
             frames = [Frame(*f) for f in zip(*(_steps(a, T) for a in frame), strict=True)]
             self.u = tree.stack([model.features(f) for f in frames])

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from dynavae.allocator import keep_freed_memory
 from dynavae.batch import Sequences
 from dynavae.callbacks import Progress, Recorder
 from dynavae.data.dataset import SequenceDataset
@@ -162,6 +163,7 @@ def fit(
     if checkpoint_minutes is not None and checkpoint_minutes < 0:
         raise ValueError(f"checkpoint_minutes should be 0 or more, or None; got {checkpoint_minutes}.")
     processes = layout(devices, strategy)
+    keep_freed_memory()
     out = None if out_dir is None else Path(out_dir)
     settings = dict(
         epochs=epochs,
