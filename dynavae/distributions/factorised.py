@@ -210,7 +210,7 @@ class PowerSpectrum(NamedTuple):
         terms = torch.addcmul(
             y, x, torch.exp(-y)
         )  # the constant joins after the sum: frames of speech are wide
-        count = y.shape[-1] if observed is None else observed.sum(-1)
+        count = y.shape[-1] if observed is None else observed.sum(-1, dtype=y.dtype)
         return -total(terms, observed) - math.log(math.pi) * count
 
     def kl(self, other: Any) -> Tensor | None:
