@@ -193,7 +193,9 @@ class SequentialLVM(nn.Module, abc.ABC):
         if image is None:
             decoder = MLP(in_dim, layers, **net)
             return decoder, self.emit(decoder.out_dim)
-        head = ConvEmissionHead(self.emission, in_dim, self.x_dim, layers, image, net.get("activation", "relu"))
+        head = ConvEmissionHead(
+            self.emission, in_dim, self.x_dim, layers, image, net.get("activation", "relu")
+        )
         return MLP(in_dim, ()), head
 
     def zeros(self, lead: tuple[int, ...], dim: int) -> Tensor:

@@ -62,9 +62,9 @@ class KVAE(SequentialLVM):
     **The latent z_t of the engine is the pseudo-observation a_t**; the state s_t is integrated out: `past.h` holds the
     Kalman belief about it, so the prior :math:`p(a_t \mid a_{<t})` is the exact predictive Gaussian, and the ELBO has
     log p(a) where the paper has a sampled state (the same in expectation, without that variance). Where x_t is missing, a_t
-    is drawn from its Gaussian given all that was seen before and after, by messages of the future (it `bridges` gaps); with one
-    mixture this is the exact conditional, so a missing frame is integrated out exactly. With more, the weights alpha in a
-    gap come from predictions there, which makes it a proposal, and the bound stays a bound.
+    is drawn from its Gaussian given all that was seen before and after, by messages of the future (it `bridges` gaps).
+    With one mixture this is the exact conditional, so a missing frame is integrated out exactly; with more, the weights
+    alpha in a gap come from predictions there, which makes it a proposal, and the bound stays a bound.
     :meth:`states` gives filtered and smoothed states.
 
     Reads: ``p(z_t | z_{<t})  p(x_t | z_t)  q(z_t | x_t)``
@@ -171,9 +171,13 @@ class KVAE(SequentialLVM):
     def features(self, frame: Frame) -> Tensor:
         return self.encode(frame._replace(control=None))
 
+    def encoded(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(a_t | x_t); its variance is at most `a_noise`."""
+        loc, raw = self.q_a(self.encoder(u)).chunk(2, -1)
+        return loc, self.a_noise**0.5 * torch.exp(0.5 * logsigmoid(raw))
+
     def evidence(self, seen: Evidence) -> Encoded:
-        loc, raw = self.q_a(self.encoder(seen.u)).chunk(2, -1)
-        scale = self.a_noise**0.5 * torch.exp(0.5 * logsigmoid(raw))
+        loc, scale = self.encoded(seen.u)
         if seen.frame.observed is None or len(loc) == 1:  # nothing is missing, or has a future
             return Encoded(loc, scale)
         frames = seen.frame.observed.any(-1, keepdim=True)
@@ -265,9 +269,7 @@ class KVAE(SequentialLVM):
                 (A @ mean.unsqueeze(-1)).squeeze(-1), _symmetric(A @ P @ A.mT + self.Q), B, C, memory
             )
 
-    def _correct(
-        self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _correct(self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """Kalman's update in Joseph form, with a gain of zero where a_t was not seen."""
         P, C = belief.covariance, belief.C
         CP = C @ P
@@ -276,9 +278,7 @@ class KVAE(SequentialLVM):
             gain = gain * seen.unsqueeze(-1)
         error = a.double().unsqueeze(-1) - C @ mean.unsqueeze(-1)
         keep = torch.eye(self.state_dim, dtype=P.dtype, device=P.device) - gain @ C
-        return mean + (gain @ error).squeeze(-1), _symmetric(
-            keep @ P @ keep.mT + gain @ self.R @ gain.mT
-        )
+        return mean + (gain @ error).squeeze(-1), _symmetric(keep @ P @ keep.mT + gain @ self.R @ gain.mT)
 
     def _mean(self, past: Past) -> Tensor:
         """Of the state before a_t, with the control of this step."""
@@ -331,7 +331,6 @@ class KVAE(SequentialLVM):
 
         The weights alpha there are those of the predictions.
         """
-        T = len(a)
         belief = self.initial(tuple(a.shape[1:-1]))
         steps: list[tuple[Tensor, ...]] = []
         for t, (a_t, seen) in enumerate(zip(a.unbind(), frames.unbind(), strict=True)):
@@ -365,7 +364,7 @@ class KVAE(SequentialLVM):
         x, observed = (v.flatten(2).transpose(0, 1) for v in (batch.x, batch.observed))
         control = None if batch.control is None else batch.control.transpose(0, 1)
         u = self.features(Frame(x, observed, control))
-        loc = self.q_a(self.encoder(u)).chunk(2, -1)[0]
+        loc, _ = self.encoded(u)
         frames = observed.any(-1, keepdim=True)
         walk = self._walk(loc, frames, control)
         filtered = kalman.kalman_filter(walk.dynamics, walk.a.double(), frames.expand_as(loc), walk.control)
