@@ -3,11 +3,12 @@
     python benchmarks/kvae.py --data box                       # trains what is not yet in runs/kvae, then scores
     python benchmarks/kvae.py --data gravity polygon pong --models KVAE VAE --epochs 8
 
-Every model has perceptrons of the same widths around its latents and sees the same training videos as often; the best epoch
-on the validation split is kept. Scores are of the first 200 test videos: the share of pixels of unseen frames that are
-wrong, after rounding the expected image. "VAE" fills a gap by straight lines between the codes of the frames around it (after
-the last seen frame: along its last step). The KVAE has two rows: rounded means over 30 sampled paths, as
-the other models, and the decoded smoothed mean of a_t, as in the paper. Writes benchmarks/results/kvae.json.
+Every model has perceptrons of the same widths around its latents and sees the same training videos as often; the
+best epoch on the validation split is kept. Scores are of the first 200 test videos: the share of pixels of unseen
+frames that are wrong, after rounding the expected image. "VAE" fills a gap by straight lines between the codes of the frames
+around it (after the last seen frame: along its last step). The KVAE has two rows: rounded means over 30 sampled
+paths, as the other models, and the decoded smoothed mean of a_t, as in the paper; a third one draws straight lines
+between its codes. Writes benchmarks/results/kvae.json.
 """
 
 from __future__ import annotations

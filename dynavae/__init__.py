@@ -9,7 +9,7 @@ from typing import Any
 
 from dynavae.batch import Sequences
 from dynavae.model import SequentialLVM
-from dynavae.models import DKF, DSAE, HMM, KVAE, LGSSM, MODELS, RVAE, SRNN, STORN, VAE, VRNN
+from dynavae.models import DKF, DSAE, DVBF, HMM, KVAE, LGSSM, MODELS, RVAE, SRNN, STORN, SVAE, VAE, VRNN
 from dynavae.proposals import amortized, bootstrap
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
@@ -34,6 +34,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "DKF",
     "DSAE",
+    "DVBF",
     "HMM",
     "KVAE",
     "LGSSM",
@@ -41,6 +42,7 @@ __all__ = [
     "RVAE",
     "SRNN",
     "STORN",
+    "SVAE",
     "VAE",
     "VRNN",
     "Resampling",
