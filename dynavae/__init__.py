@@ -9,7 +9,7 @@ from typing import Any
 
 from dynavae.batch import Sequences
 from dynavae.model import SequentialLVM
-from dynavae.models import DKF, DSAE, HMM, LGSSM, MODELS, RVAE, SRNN, STORN, VAE, VRNN
+from dynavae.models import DKF, DSAE, DVBF, HMM, KVAE, LGSSM, MODELS, RVAE, SRNN, STORN, SVAE, VAE, VRNN
 from dynavae.proposals import amortized, bootstrap
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
@@ -34,12 +34,15 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "DKF",
     "DSAE",
+    "DVBF",
     "HMM",
+    "KVAE",
     "LGSSM",
     "MODELS",
     "RVAE",
     "SRNN",
     "STORN",
+    "SVAE",
     "VAE",
     "VRNN",
     "Resampling",

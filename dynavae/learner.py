@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,6 +54,9 @@ class Learner(LightningModule):
         lr_decay: factor per epoch of "exponential"; default 0.99.
         lr_decay_start: epoch from which the rate falls.
         gradient_clip: largest norm of the gradient; None clips nothing.
+        freeze: beginnings of the names of parameters (as `model.named_parameters` has them) that stay as they are at first,
+            such as ("rnn",): parts that should learn only once others have settled.
+        freeze_until: epoch up to which they do.
         ema: decay per update of a moving average of the weights, such as 0.998; validation, the best weights and the
             model that `fit` returns are then those of the average, see :class:`~dynavae.averaging.WeightAverage`.
         scheduled_sampling: final probability that the model reads its own output instead of x_t, drawn per
@@ -110,6 +114,8 @@ class Learner(LightningModule):
         lr_decay: Real | None = None,
         lr_decay_start: Real = 0.0,
         gradient_clip: Real | None = 10.0,
+        freeze: Sequence[str] = (),
+        freeze_until: Real = 0.0,
         ema: Real | None = None,
         scheduled_sampling: Real = 0.0,
         scheduled_sampling_start: Real = 0.0,
@@ -130,6 +136,8 @@ class Learner(LightningModule):
                 raise ValueError(f"{name} should be positive; got {value}.")
         if lr_decay is not None and lr_schedule != "exponential":
             raise ValueError(f"lr_decay belongs to lr_schedule='exponential'; got {lr_schedule!r}.")
+        at_least("freeze_until", freeze_until, 0)
+        self.freeze, self.freeze_until = _prefixes(model, freeze), freeze_until
         self.model = model
         self.loss = Loss(
             model,
@@ -168,6 +176,7 @@ class Learner(LightningModule):
         self._train, self._valid = Totals(), Totals()
         self._started = 0.0
         self._elapsed = 0.0
+        self._step = 0
         self.watch = Watch(speak=main_process())
 
     # --- training ---------------------------------------------------------------------------------------
@@ -201,7 +210,7 @@ class Learner(LightningModule):
             self._started = time.perf_counter() - self._elapsed
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        per_epoch = self.trainer.num_training_batches
+        per_epoch, self._step = self.trainer.num_training_batches, batch_idx
         epoch = self.current_epoch + batch_idx / per_epoch
         optimizer = self.optimizers()
         rate = learning_rate(epoch + 1 / per_epoch, self.trainer.max_epochs or 0, **self.rate)  # type: ignore[arg-type]
@@ -230,6 +239,11 @@ class Learner(LightningModule):
         """Clip the gradient, or report that it is not finite before it spoils the weights."""
         if isinstance(self.trainer.strategy, Averaged):
             average_gradients(self.model.parameters())
+        epoch = self.current_epoch + self._step / self.trainer.num_training_batches
+        if self.freeze and epoch < self.freeze_until:
+            for name, parameter in self.model.named_parameters():
+                if name.startswith(self.freeze):
+                    parameter.grad = None  # the optimizer passes over it
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.watch.begin(norm=norm)
@@ -307,3 +321,16 @@ class Learner(LightningModule):
             values["valid/active_units"] = float(active)
         self.summary.update(values)
         self.log_dict(values, batch_size=1)
+
+
+def _prefixes(model: SequentialLVM, freeze: Sequence[str]) -> tuple[str, ...]:
+    """What `freeze` says, if each of it begins the name of a parameter."""
+    prefixes = (freeze,) if isinstance(freeze, str) else tuple(freeze)
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not prefix or not any(name.startswith(prefix) for name in names):
+            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise ValueError(
+                f"freeze names {prefix!r}, but {type(model).__name__} has only the parts {parts}."
+            )
+    return prefixes

@@ -151,7 +151,8 @@ class _Run:
         # Where the posterior has something to read (T, B).
         seen = self.valid if complete else observed.any(-1)
         informed = seen
-        if not model.causal:
+        bridging = model.bridges and isinstance(propose, Amortized) and propose.bridge
+        if not model.causal or bridging:
             informed = informed.flip(0).cummax(0).values.flip(0)
         self.any_seen = seen.any(0)  # (B,)
         self.informed_any = (informed & self.valid).any(1).tolist()
@@ -168,7 +169,8 @@ class _Run:
             and all(self.informed_all)
             and not (carry and self.ragged)
         )
-        self.all_at_once = self.standard and bool(model.mean_field)
+        across = bridging and not bool((seen | ~self.valid).all())  # then q reads z_<t
+        self.all_at_once = self.standard and bool(model.mean_field) and not across
         self.prior_in_loop = (
             not fast
             or bool(model.reads_prior)

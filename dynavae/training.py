@@ -256,7 +256,7 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
         square = square + torch.where(seen, x - mean, 0.0).square().sum(0)
     stddev = (square / count.clamp(min=1)).sqrt()
     stddev = torch.where(count > 0, stddev, 1.0)
-    like = head.linear.bias
+    like = next(head.parameters())
     head.start(mean.to(like), stddev.to(like))
     return True
 
