@@ -27,7 +27,7 @@ from dynavae.terms import compiled
 
 log = logging.getLogger("dynavae")
 
-OBJECTIVES = ("elbo", "iwae", "renyi", "fivo", "exact")
+OBJECTIVES = ("elbo", "iwae", "renyi", "fivo", "exact", "em")
 HIDE = ("frames", "values")
 Pool = Callable[[Tensor], Tensor] | None
 """Adds a tensor up over the processes that share a batch."""
@@ -89,12 +89,12 @@ class Loss:
                 f"{type(model.emission).__name__} emission: values of a frame are missing all together or not at all; "
                 "hide='values' hides single ones. Take hide='frames'."
             )
-        if objective == "exact" and (
+        if objective in ("exact", "em") and (
             beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden
         ):
             raise ValueError(
-                "objective='exact' is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores what the "
-                "model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."
+                f"objective={objective!r} is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores "
+                "what the model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."
             )
         if score_hidden and (model.autoregressive or objective == "fivo"):
             raise ValueError(
@@ -288,7 +288,7 @@ class Loss:
         if not batch.rows:
             return
         sequences, resample = batch.sequences, self.objective == "fivo"
-        if self.objective == "exact":
+        if self.objective in ("exact", "em"):
             nats = -float(self.model.exact_log_likelihood(sequences).double().sum())
             totals.add(batch.frames, nats=nats, kl=0.0, reconstruction=nats)
             return

@@ -111,6 +111,7 @@ class SequentialLVM(nn.Module, abc.ABC):
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see `exact_log_likelihood` and its fellows.
+        closed_form_em: `expectation` and `maximisation` fit it by EM; it may depend on options, then `__init__` sets it.
 
     Attributes set by ``__init__``: `x_dim, z_dim, w_dim, control_dim, emission, config`.
     """
@@ -123,6 +124,7 @@ class SequentialLVM(nn.Module, abc.ABC):
     per_step_likelihood: bool = True
     discrete_latent: bool = False
     exact: bool = False
+    closed_form_em: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named constructor options that the laws also run on, beside the defaults."""
     causal_variant: ClassVar[dict[str, Any]] = {}
@@ -299,6 +301,23 @@ class SequentialLVM(nn.Module, abc.ABC):
     def latent_values(self, z: Tensor) -> Tensor:
         """z as numbers that may be averaged: one-hot codes where z is a class."""
         return z
+
+    # --- for models that EM fits ------------------------------------------------------------------------
+
+    def expectation(self, batch: Sequences) -> Any:
+        """Sums of expected statistics: a named tuple of tensors that add up over batches.
+
+        Its `log_likelihood` is log p(x) of the batch, nats.
+        """
+        raise TypeError(f"{type(self).__name__} has no closed-form EM.")
+
+    def maximisation(self, statistics: Any) -> None:
+        """Move the parameters to the greatest expected log-likelihood, given the sums over all data."""
+        raise TypeError(f"{type(self).__name__} has no closed-form EM.")
+
+    def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:
+        """Start from data, (T, x_dim) values and masks of each sequence; False: the parameters were left as they are."""
+        return False
 
     # --- frame by frame -------------------------------------------------------------------------------
 
