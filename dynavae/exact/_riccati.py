@@ -36,8 +36,19 @@ def predicted_covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor
         P = _doubled(P0, A, Q, C, R, T) if C.ndim == 3 else _scanned(P0, A, Q, C, R)
         P = _loop(P0, A, Q, C, R, T) if P is None else P
     if any(a.requires_grad for a in (P0, A, Q, C, R)) and torch.is_grad_enabled():
+        P = P if len(P) == T else torch.cat([P, P[-1:].expand(_memory(P[-1:], A, C, R, T - len(P)), *P.shape[1:])])
         return _Riccati.apply(P0, A, Q, C, R, P)  # type: ignore[no-any-return]
     return P
+
+
+@torch.no_grad()
+def _memory(P: Tensor, A: Tensor, C: Tensor, R: Tensor, most: int) -> int:
+    """The steps, at most so many, until a change of P is forgotten: a steady covariance has a steady derivative after them."""
+    F = A - A @ joseph_update(P, C, R)[0] @ C
+    steps = 1
+    while steps < most and F.isfinite().all() and F.square().sum((-1, -2)).amax() > torch.finfo(F.dtype).eps:
+        F, steps = F @ F, 2 * steps
+    return min(steps, most)
 
 
 def _next(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor:
@@ -171,10 +182,10 @@ class _Riccati(torch.autograd.Function):
         now = (C[: len(P)], R[: len(P)]) if C.ndim == 4 else (C, R)
         K, _, _ = joseph_update(P, *now)
         F = A @ (torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ now[0])
-        adjoints = [symmetric(grad[-1])]
-        for F_t, direct in zip(reversed(F.unbind(0)[:-1]), reversed(symmetric(grad).unbind(0)[:-1]), strict=True):
-            adjoints.append(torch.baddbmm(direct, F_t.mT @ adjoints[-1], F_t))
-        adjoint = torch.stack(adjoints[::-1])
+        # Lambda_t = F' Lambda_{t+1} F + what P_t itself was used for.
+        adjoint = associative_scan(
+            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]), (F.mT, symmetric(grad)), reverse=True
+        )[1]
         first = adjoint[0].sum_to_size(P0.shape) if P0.ndim == 3 else adjoint[0].sum(0)
         if len(P) == 1:
             return first, *(torch.zeros_like(a) for a in (A, Q, C, R)), None
