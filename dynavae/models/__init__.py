@@ -10,13 +10,15 @@ from dynavae.models.gmm import GMM
 from dynavae.models.hmm import HMM
 from dynavae.models.lgssm import LGSSM
 from dynavae.models.rvae import RVAE
+from dynavae.models.slds import SLDS
 from dynavae.models.srnn import SRNN
 from dynavae.models.storn import STORN
 from dynavae.models.vae import VAE
 from dynavae.models.vrnn import VRNN
 
 MODELS: dict[str, type[SequentialLVM]] = {
-    m.__name__: m for m in (VAE, DKF, STORN, VRNN, SRNN, RVAE, DSAE, LGSSM, HMM, GMM, PPCA, FactorAnalysis)
+    m.__name__: m
+    for m in (VAE, DKF, STORN, VRNN, SRNN, RVAE, DSAE, LGSSM, HMM, GMM, PPCA, FactorAnalysis, SLDS)
 }
 """Every registered model, by name: the laws, the command line and the tables run over it."""
 
@@ -29,6 +31,7 @@ __all__ = [
     "MODELS",
     "PPCA",
     "RVAE",
+    "SLDS",
     "SRNN",
     "STORN",
     "VAE",
