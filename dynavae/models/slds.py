@@ -13,7 +13,7 @@ from dynavae.batch import Sequences
 from dynavae.distributions import Categorical, MultivariateNormal
 from dynavae.exact import kalman
 from dynavae.exact._algebra import matvec, symmetric
-from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.model import Frame, Past, Present, SequentialLVM
 from dynavae.nn.heads import inverse_softplus
 
 
@@ -134,12 +134,10 @@ class SLDS(SequentialLVM):
 
     # --- x, and which of it was observed ----------------------------------------------------------------
 
-    def features(self, frame: Frame) -> tuple[Tensor, Tensor]:
+    def features(self, frame: Frame) -> Tensor:
+        """x and its mask, side by side."""
         seen = torch.ones_like(frame.x) if frame.observed is None else frame.observed.to(frame.x.dtype)
-        return frame.x, seen
-
-    def evidence(self, seen: Evidence) -> tuple[Tensor, Tensor]:
-        return seen.u
+        return torch.cat([frame.x, seen], -1)
 
     # --- the recursion: a Kalman filter per particle ------------------------------------------------------
 
@@ -186,7 +184,7 @@ class SLDS(SequentialLVM):
 
     def update(self, present: Present, u: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean, P, code = present.h
-        x, seen = u
+        x, seen = u.chunk(2, -1)
         _, _, R = self.covariances
         C, R, d = (_pick(code, a) for a in (self.C, R, self.d))
         p = self._seen(mean, P, C, R, d, present.control)
@@ -213,9 +211,9 @@ class SLDS(SequentialLVM):
         _, _, R = self.covariances
         return self._seen(mean, P, *(_pick(code, a) for a in (self.C, R, self.d)), present.control)
 
-    def posterior(self, past: Past, e: tuple[Tensor, Tensor]) -> Categorical:
+    def posterior(self, past: Past, e: Tensor) -> Categorical:
         """The optimal proposal: every switch is tried on x_t."""
-        x, seen = e
+        x, seen = e.chunk(2, -1)
         _, Q, R = self.covariances
         lead = past.h[0].shape[:-1]
         A, Q, b, C, R, d = (a.expand(*lead, *a.shape) for a in (self.A, Q, self.b, self.C, R, self.d))
