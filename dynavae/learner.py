@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from dynavae.averaging import WeightAverage
 from dynavae.diagnostics import Totals
 from dynavae.em import add
 from dynavae.loading import Batch
-from dynavae.loss import Loss, at_least, one_of
+from dynavae.loss import Loss, at_least, one_of, together
 from dynavae.model import SequentialLVM
 from dynavae.parallel import Averaged, average_gradients, gathered, main_process, rank
 from dynavae.schedules import Real, Row, learning_rate, seed_for
@@ -56,6 +57,9 @@ class Learner(LightningModule):
         lr_decay: factor per epoch of "exponential"; default 0.99.
         lr_decay_start: epoch from which the rate falls.
         gradient_clip: largest norm of the gradient; None clips nothing.
+        freeze: beginnings of the names of parameters (as `model.named_parameters` has them) that stay as they are at first,
+            such as ("rnn",): parts that should learn only once others have settled.
+        freeze_until: epoch up to which they do.
         ema: decay per update of a moving average of the weights, such as 0.998; validation, the best weights and the
             model that `fit` returns are then those of the average, see :class:`~dynavae.averaging.WeightAverage`.
         scheduled_sampling: final probability that the model reads its own output instead of x_t, drawn per
@@ -115,6 +119,8 @@ class Learner(LightningModule):
         lr_decay: Real | None = None,
         lr_decay_start: Real = 0.0,
         gradient_clip: Real | None = 10.0,
+        freeze: Sequence[str] = (),
+        freeze_until: Real = 0.0,
         ema: Real | None = None,
         scheduled_sampling: Real = 0.0,
         scheduled_sampling_start: Real = 0.0,
@@ -145,6 +151,8 @@ class Learner(LightningModule):
                 raise ValueError(f"{name} should be positive; got {value}.")
         if lr_decay is not None and lr_schedule != "exponential":
             raise ValueError(f"lr_decay belongs to lr_schedule='exponential'; got {lr_schedule!r}.")
+        at_least("freeze_until", freeze_until, 0)
+        self.freeze, self.freeze_until = _prefixes(model, freeze), freeze_until
         self.model = model
         self.loss = Loss(
             model,
@@ -186,6 +194,7 @@ class Learner(LightningModule):
         self._train, self._valid = Totals(), Totals()
         self._started = 0.0
         self._elapsed = 0.0
+        self._step = 0
         self.watch = Watch(speak=main_process())
 
     # --- training ---------------------------------------------------------------------------------------
@@ -245,20 +254,15 @@ class Learner(LightningModule):
         if self.by_em:
             self._em_step(batch, batch_idx + 1 == self.trainer.num_training_batches)
             return None
-        per_epoch = self.trainer.num_training_batches
+        per_epoch, self._step = self.trainer.num_training_batches, batch_idx
         epoch = self.current_epoch + batch_idx / per_epoch
         optimizer = self.optimizers()
         rate = learning_rate(epoch + 1 / per_epoch, self.trainer.max_epochs or 0, **self.rate)  # type: ignore[arg-type]
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         self.summary.update({"kl_weight": self.loss.kl_weight_at(epoch), "lr": rate})
-        if batch.share is not None and self.loss.free_bits:
-            raise ValueError(
-                "free_bits is a floor on the KL of a whole batch, which several processes share: train with devices=1, "
-                "or set free_bits=0."
-            )
         seed = seed_for(self.seed, self.current_epoch, batch_idx)
-        parts = self.loss.parts(batch.sequences, epoch, seed, batch.share)
+        parts = together(self.loss.parts(batch.sequences, epoch, seed, batch.share), batch.share, self.device)
         loss = None
         if not self.loss.truncate:
             for part in parts:
@@ -279,6 +283,11 @@ class Learner(LightningModule):
         """Clip the gradient, or report that it is not finite before it spoils the weights."""
         if isinstance(self.trainer.strategy, Averaged):
             average_gradients(self.model.parameters())
+        epoch = self.current_epoch + self._step / self.trainer.num_training_batches
+        if self.freeze and epoch < self.freeze_until:
+            for name, parameter in self.model.named_parameters():
+                if name.startswith(self.freeze):
+                    parameter.grad = None  # the optimizer passes over it
         limit = math.inf if self.gradient_clip is None else self.gradient_clip
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         self.watch.begin(norm=norm)
@@ -365,6 +374,19 @@ class Learner(LightningModule):
             values["valid/active_units"] = float(active)
         self.summary.update(values)
         self.log_dict(values, batch_size=1)
+
+
+def _prefixes(model: SequentialLVM, freeze: Sequence[str]) -> tuple[str, ...]:
+    """What `freeze` says, if each of it begins the name of a parameter."""
+    prefixes = (freeze,) if isinstance(freeze, str) else tuple(freeze)
+    names = [name for name, _ in model.named_parameters()]
+    for prefix in prefixes:
+        if not prefix or not any(name.startswith(prefix) for name in names):
+            parts = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise ValueError(
+                f"freeze names {prefix!r}, but {type(model).__name__} has only the parts {parts}."
+            )
+    return prefixes
 
 
 def _leaves(sums: Any) -> list[Tensor]:

@@ -16,6 +16,7 @@ import abc
 import dataclasses
 import functools
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 
 from dynavae.batch import Sequences
 from dynavae.distributions import standard_normal
+from dynavae.nn.conv import ConvEmissionHead
 from dynavae.nn.heads import Emission, EmissionHead, to_emission
 from dynavae.nn.memory import Empty, Memory
+from dynavae.nn.mlp import MLP
 from dynavae.tree import cat
 
 if TYPE_CHECKING:
@@ -104,6 +107,8 @@ class SequentialLVM(nn.Module, abc.ABC):
         marginalises: `update` leaves out what is missing of x_t (its features say what), so nothing is drawn in its place.
         reads_prior: `posterior` reads `past.prior`; the engine then computes it in the loop.
         mean_field: q(z_t | .) does not read z_<t, so z_1:T is drawn at once and `unroll` replaces the loop.
+        bridges: where x_t is missing, and there only, q(z_t | .) reads z_<t and the future of x whatever the two above
+            say: it leads across a gap. Filters and streams, which have no future, take the prior there.
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see `exact_log_likelihood` and its fellows.
@@ -117,6 +122,7 @@ class SequentialLVM(nn.Module, abc.ABC):
     marginalises: bool = False
     reads_prior: bool = False
     mean_field: bool = False
+    bridges: bool = False
     per_step_likelihood: bool = True
     discrete_latent: bool = False
     exact: bool = False
@@ -183,6 +189,18 @@ class SequentialLVM(nn.Module, abc.ABC):
     def emit(self, in_dim: int) -> EmissionHead:
         """The emission head p(x_t | features of size in_dim)."""
         return EmissionHead(self.emission, in_dim, self.x_dim)
+
+    def decoder_to(
+        self, in_dim: int, layers: Sequence[int], image: Sequence[int] | None, **net: Any
+    ) -> tuple[MLP, EmissionHead]:
+        """A decoder and its emission head: an MLP of these widths, or with `image` convolutions of so many filters."""
+        if image is None:
+            decoder = MLP(in_dim, layers, **net)
+            return decoder, self.emit(decoder.out_dim)
+        head = ConvEmissionHead(
+            self.emission, in_dim, self.x_dim, layers, image, net.get("activation", "relu")
+        )
+        return MLP(in_dim, ()), head
 
     def zeros(self, lead: tuple[int, ...], dim: int) -> Tensor:
         """Zeros with the device and type of the parameters."""

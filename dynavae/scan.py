@@ -152,7 +152,8 @@ class _Run:
         # Where the posterior has something to read (T, B).
         seen = self.valid if complete else observed.any(-1)
         informed = seen
-        if not model.causal:
+        bridging = model.bridges and isinstance(propose, Amortized) and propose.bridge
+        if not model.causal or bridging:
             informed = informed.flip(0).cummax(0).values.flip(0)
         self.any_seen = seen.any(0)  # (B,)
         self.informed_any = (informed & self.valid).any(1).tolist()
@@ -169,7 +170,8 @@ class _Run:
             and all(self.informed_all)
             and not (carry and self.ragged)
         )
-        self.all_at_once = self.standard and bool(model.mean_field)
+        across = bridging and not bool((seen | ~self.valid).all())  # then q reads z_<t
+        self.all_at_once = self.standard and bool(model.mean_field) and not across
         self.prior_in_loop = (
             not fast
             or bool(model.reads_prior)
@@ -190,7 +192,10 @@ class _Run:
         frame = Frame(self.x, self.observed, self.control)
         keep = self.valid if self.carry and self.ragged else None
         if self.fast:
-            self.u, v = model.features(frame), model.recognition(frame)
+            self.u = model.features(frame)
+            v = (
+                model.recognition(frame) if model.seen_x.out_dim else self.u
+            )  # without a memory nothing reads it
         else:
             frames = [Frame(*f) for f in zip(*(_steps(a, T) for a in frame), strict=True)]
             self.u = tree.stack([model.features(f) for f in frames])

@@ -17,6 +17,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from dynavae.allocator import keep_freed_memory
 from dynavae.batch import Sequences
 from dynavae.callbacks import Progress, Recorder
 from dynavae.data.dataset import SequenceDataset
@@ -165,6 +166,7 @@ def fit(
     if checkpoint_minutes is not None and checkpoint_minutes < 0:
         raise ValueError(f"checkpoint_minutes should be 0 or more, or None; got {checkpoint_minutes}.")
     processes = layout(devices, strategy)
+    keep_freed_memory()
     out = None if out_dir is None else Path(out_dir)
     settings = dict(
         epochs=epochs,
@@ -260,7 +262,7 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
         square = square + torch.where(seen, x - mean, 0.0).square().sum(0)
     stddev = (square / count.clamp(min=1)).sqrt()
     stddev = torch.where(count > 0, stddev, 1.0)
-    like = head.linear.bias
+    like = next(head.parameters())
     head.start(mean.to(like), stddev.to(like))
     return True
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_kalman import Problem, dense_joint, random_problem
 from torch import Tensor
 
-from dynavae.exact import forms, kalman
+from dynavae.exact import kalman
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.scan import associative_scan
 
@@ -110,6 +110,37 @@ def test_every_form_has_the_gradient_of_the_joseph_form(method, seed, T, B, Z, X
     ):
         scale = max(1.0, theirs.abs().max().item())
         close(ours, theirs, atol=1e-8 * scale, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("method", ["shared", "auto"])
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 999), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from(["complete", "lengths", "gaps", "common gaps"]),
+)  # fmt: skip
+def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, X, mask):
+    """Moments, likelihood and gradients, for sequences that share all, some or none of their gaps."""
+    problem = constant(random_problem(seed, T, B, Z, X))
+    observed = torch.ones_like(problem.observed)
+    if mask == "lengths":
+        observed = (torch.arange(T)[:, None] < torch.tensor([T, (T + 1) // 2, T])[torch.arange(B) % 3])[..., None]
+        observed = observed.expand(T, B, X).contiguous()
+    elif mask == "gaps":
+        observed = problem.observed
+    elif mask == "common gaps":
+        observed = problem.observed[:, :1].expand(T, B, X).contiguous()
+    problem = problem._replace(observed=observed)
+    scale = 0.9 / torch.linalg.eigvals(problem.params.A).abs().amax().clamp(min=0.9)
+    problem = problem._replace(params=problem.params._replace(A=problem.params.A * scale))
+    reference = run(problem, "joseph")
+    for ours, theirs in zip(run(problem, method), reference, strict=True):
+        for name, a, b in zip(type(ours)._fields[:5], ours, theirs, strict=False):
+            if a is not None:
+                close(a, b, atol=1e-8, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+    names = [*LinearGaussian._fields, "x", "control"]
+    for name, ours, theirs in zip(names, gradients(problem, method), gradients(problem, "joseph"), strict=True):
+        size = max(1.0, theirs.abs().max().item())
+        close(ours, theirs, atol=1e-8 * size, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("method", GENERAL[1:])
@@ -252,6 +283,9 @@ def test_refusals():
         ValueError, match=r"C Q C' \+ R, which the parallel form needs, is not positive definite"
     ):
         kalman_filter(fixed, x, observed, control, method="parallel")
+    varied = "but params.m0 is not"
+    with pytest.raises(ValueError, match=rf"method='shared' needs a model that is the same .*{varied}"):
+        kalman_filter(params, x, observed, control, method="shared")
     with torch.enable_grad(), pytest.raises(RuntimeError, match="once_differentiable"):
         m0 = params.m0.clone().requires_grad_()
         P0 = params.P0.clone().requires_grad_()
@@ -260,4 +294,3 @@ def test_refusals():
         ).mean.sum()
         (first,) = torch.autograd.grad(total, P0, create_graph=True)
         first.sum().backward()
-    assert set(forms.FILTERS) == set(forms.SMOOTHERS)

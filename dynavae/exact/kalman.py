@@ -31,12 +31,12 @@ from dynavae.exact.linear_gaussian import (
     Simulated,
     check_parameters,
     check_sequence,
-    observed_emission,
     offsets,
     predictive_observation,
     simulate,
 )
 from dynavae.exact.square_root import reversed_kernel_of_roots, with_derivative
+from dynavae.tree import tree_map
 
 __all__ = [
     "Conditioned",
@@ -60,8 +60,8 @@ __all__ = [
 def _check_filter(
     params: Any, x: Any, observed: Any = None, control: Any = None, method: str = "auto"
 ) -> None:
-    forms.check(method)
     check_sequence(params, x, observed, control)
+    forms.check(method, params)
 
 
 @entry(_check_filter)
@@ -100,9 +100,9 @@ def kalman_filter(
         tensor([0.5000, 1.5000, 0.7143])
     """
     T, B, _ = x.shape
+    observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
-    emission = observed_emission(params, x, observed, g)
-    return forms.run_filter(method, params, emission, f)
+    return forms.run_filter(method, params, x, observed, f, g)
 
 
 def _check_filtered(params: Any, filtered: Any) -> None:
@@ -116,8 +116,8 @@ def _check_filtered(params: Any, filtered: Any) -> None:
 
 
 def _check_smoother(params: Any, filtered: Any, method: str = "auto") -> None:
-    forms.check(method)
     _check_filtered(params, filtered)
+    forms.check(method, params)
     if method == "square_root" and filtered.factor is None:
         raise ValueError(
             "method='square_root' smooths factors, which filtered does not have; filter with "
@@ -194,6 +194,8 @@ def sample_posterior(
         >>> sample_posterior(walk, filtered, torch.randn(6, 100, 2, 1)).shape
         torch.Size([6, 100, 2, 1])
     """
+    dtype, filtered = filtered.mean.dtype, forms.widened(filtered)
+    params, noise = tree_map(lambda a: a.to(filtered.mean.dtype), (params, noise))
     gain, L = _backward_step(params, filtered)
     shocks = (filtered.mean.unsqueeze(1) + matvec(L.unsqueeze(1), noise)).unbind(0)
     z = [shocks[-1]]
@@ -201,7 +203,7 @@ def sample_posterior(
         list(zip(gain, filtered.predicted_mean[1:], shocks[:-1], strict=True))
     ):
         z.append(shock + matvec(G, z[-1] - predicted_mean))
-    return torch.stack(z[::-1])
+    return torch.stack(z[::-1]).to(dtype)
 
 
 def _backward_step(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:

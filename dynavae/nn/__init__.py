@@ -1,5 +1,6 @@
 """Networks shared by the models: perceptrons, memories, heads."""
 
+from dynavae.nn.conv import ConvEmissionHead, ConvEncoder, frame_encoder
 from dynavae.nn.emissions import (
     NADE,
     Bernoulli,
@@ -22,6 +23,8 @@ __all__ = [
     "Bernoulli",
     "Bidirectional",
     "Categorical",
+    "ConvEmissionHead",
+    "ConvEncoder",
     "Emission",
     "EmissionHead",
     "Empty",
@@ -35,5 +38,6 @@ __all__ = [
     "SplitMLP",
     "StudentT",
     "ToNormal",
+    "frame_encoder",
     "to_emission",
 ]
