@@ -104,6 +104,7 @@ class SequentialLVM(nn.Module, abc.ABC):
     Class attributes, each of which a law checks against what autograd sees:
         causal: q(z_t | .) reads x_<=t only, so the model can filter and stream.
         autoregressive: the generative part reads x_<t.
+        marginalises: `update` leaves out what is missing of x_t (its features say what), so nothing is drawn in its place.
         reads_prior: `posterior` reads `past.prior`; the engine then computes it in the loop.
         mean_field: q(z_t | .) does not read z_<t, so z_1:T is drawn at once and `unroll` replaces the loop.
         bridges: where x_t is missing, and there only, q(z_t | .) reads z_<t and the future of x whatever the two above
@@ -118,6 +119,7 @@ class SequentialLVM(nn.Module, abc.ABC):
 
     causal: bool = False
     autoregressive: bool = False
+    marginalises: bool = False
     reads_prior: bool = False
     mean_field: bool = False
     bridges: bool = False

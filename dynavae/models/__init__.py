@@ -12,6 +12,7 @@ from dynavae.models.hmm import HMM
 from dynavae.models.kvae import KVAE
 from dynavae.models.lgssm import LGSSM
 from dynavae.models.rvae import RVAE
+from dynavae.models.slds import SLDS
 from dynavae.models.srnn import SRNN
 from dynavae.models.storn import STORN
 from dynavae.models.svae import SVAE
@@ -36,6 +37,7 @@ MODELS: dict[str, type[SequentialLVM]] = {
         GMM,
         PPCA,
         FactorAnalysis,
+        SLDS,
     )
 }
 """Every registered model, by name: the laws, the command line and the tables run over it."""
@@ -51,6 +53,7 @@ __all__ = [
     "MODELS",
     "PPCA",
     "RVAE",
+    "SLDS",
     "SRNN",
     "STORN",
     "SVAE",
