@@ -66,8 +66,8 @@ def write_report(
             rolls, with sound and MIDI files; "real" as line charts; "power" as spectrograms in decibels; the
             rest as rasters.
         meta: ``frame_seconds`` (duration of a frame), ``lowest_midi`` (MIDI note of column 0),
-            ``sample_rate`` (of the sound behind a spectrogram, Hz), ``x_names`` (of the dimensions), ``image`` (height and width of
-            a frame, with channels in front if there are several): sequences are then drawn as strips of frames.
+            ``sample_rate`` (of the sound behind a spectrogram, Hz), ``x_names`` (of the dimensions), ``image`` (height and
+            width of a frame, after channels if there are several): sequences are then strips of frames.
         log: notes, one line each.
 
     Returns:
