@@ -36,7 +36,11 @@ def predicted_covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor
         P = _doubled(P0, A, Q, C, R, T) if C.ndim == 3 else _scanned(P0, A, Q, C, R)
         P = _loop(P0, A, Q, C, R, T) if P is None else P
     if any(a.requires_grad for a in (P0, A, Q, C, R)) and torch.is_grad_enabled():
-        P = P if len(P) == T else torch.cat([P, P[-1:].expand(_memory(P[-1:], A, C, R, T - len(P)), *P.shape[1:])])
+        P = (
+            P
+            if len(P) == T
+            else torch.cat([P, P[-1:].expand(_memory(P[-1:], A, C, R, T - len(P)), *P.shape[1:])])
+        )
         return _Riccati.apply(P0, A, Q, C, R, P)  # type: ignore[no-any-return]
     return P
 
@@ -159,7 +163,9 @@ def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Ten
     varies, eps = C.ndim == 4, torch.finfo(A.dtype).eps
     P = [P0.expand(C.shape[-3], *P0.shape[-2:])]
     for t in range(T - 1):
-        P.append(symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q))
+        P.append(
+            symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q)
+        )
         if not varies and t % 8 == 7 and difference(P[-1][None], P[-2][None]) <= STEADY * eps:
             break
     return torch.stack(P)
@@ -169,9 +175,7 @@ class _Riccati(torch.autograd.Function):
     """The derivative of the recursion at its solution: one loop of the adjoint, everything else for all t at once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor) -> Tensor:
         ctx.save_for_backward(P0, A, Q, C, R, solution)
         return solution.clone()
 
