@@ -39,7 +39,9 @@ class Condition(NamedTuple):
 def constant_velocity(dt: float, q: float, r: float, p: float) -> LinearGaussian:
     A = torch.tensor([[1, dt], [0, 1]])
     Q = q * torch.tensor([[dt**3 / 3, dt**2 / 2], [dt**2 / 2, dt]])
-    return LinearGaussian(torch.zeros(2), p * torch.eye(2), A, Q, torch.tensor([[1.0, 0.0]]), r * torch.eye(1))
+    return LinearGaussian(
+        torch.zeros(2), p * torch.eye(2), A, Q, torch.tensor([[1.0, 0.0]]), r * torch.eye(1)
+    )
 
 
 def constant_acceleration(dt: float, q: float, r: float, p: float) -> LinearGaussian:
@@ -51,7 +53,9 @@ def constant_acceleration(dt: float, q: float, r: float, p: float) -> LinearGaus
 def collinear(r: float, p: float) -> LinearGaussian:
     """Two sensors that see almost the same."""
     C = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 1e-3]])
-    return LinearGaussian(torch.zeros(3), p * torch.eye(3), 0.99 * torch.eye(3), 1e-6 * torch.eye(3), C, r * torch.eye(2))
+    return LinearGaussian(
+        torch.zeros(3), p * torch.eye(3), 0.99 * torch.eye(3), 1e-6 * torch.eye(3), C, r * torch.eye(2)
+    )
 
 
 def conditions() -> list[Condition]:

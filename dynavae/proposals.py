@@ -32,6 +32,7 @@ class Amortized:
     """The inference network q(z_t | z_<t, x), and the prior where it has nothing to read."""
 
     needs_prior = False
+    bridge = True  # let a model that `bridges` read the future of x across a gap
 
     def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any:
         if informed is None:
@@ -41,6 +42,12 @@ class Amortized:
         if isinstance(q, Chain) or isinstance(prior, Chain):
             return _either_chain(informed, q, prior)
         return _either(informed, q, prior)
+
+
+class Filtering(Amortized):
+    """The same without any future of x: the prior at a gap, also for a model that `bridges`."""
+
+    bridge = False
 
 
 class Bootstrap:
@@ -53,6 +60,7 @@ class Bootstrap:
 
 
 amortized = Amortized()
+filtering = Filtering()
 bootstrap = Bootstrap()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,6 +98,84 @@ def imputation() -> str:
     return "\n".join(out)
 
 
+def speed() -> str:
+    """Times of the engine against the plain loop, for each number of threads."""
+    records = json.loads((RESULTS / "engine_speed.json").read_text(encoding="utf-8"))
+    heads = (
+        "task",
+        "model",
+        "batch × steps",
+        "engine, ms",
+        "plain loop, ms",
+        "ratio",
+        "products alone, ms",
+        "peak, MB",
+    )
+    out = []
+    for threads in sorted({r["threads"] for r in records}, reverse=True):
+        own = [r for r in records if r["threads"] == threads and r["task"] in ("train", "infer")]
+        rows = [
+            [
+                r["task"],
+                r["model"],
+                f"{r['batch']} × {r['steps']}",
+                *(f"{r[key]:.0f}" for key in ("fast_ms", "loop_ms")),
+                f"**{r['ratio']:.2f}**",
+                f"{r['gemm_ms']:.0f}",
+                f"{r['peak_mb']:.0f} (loop {r['loop_peak_mb']:.0f})" if "peak_mb" in r else "–",
+            ]
+            for r in own
+        ]
+        means = []
+        for task in ("train", "infer"):
+            ratios = [r["ratio"] for r in own if r["task"] == task]
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            means.append(f"{task} {mean:.2f} (least {min(ratios):.2f})")
+        said = f"{threads} thread{'s' if threads > 1 else ''}; geometric means of the ratios: {', '.join(means)}."
+        out.append(
+            f"{said}\n\n" + markdown(heads, rows) + "\n" + facts(own, ("hardware", "versions", "command"))
+        )
+    return "\n".join(out)
+
+
+def growth() -> str:
+    """How a training step grows with each size."""
+    records = json.loads((RESULTS / "engine_speed.json").read_text(encoding="utf-8"))
+    own = [r for r in records if r["task"] == "growth" and r["threads"] == max(r["threads"] for r in records)]
+    rows = []
+    for name in dict.fromkeys(r["grows"] for r in own):
+        cells = [f"{r[name]}: {r['fast_ms']:.0f} ms" for r in own if r["grows"] == name]
+        rows.append([name, ", ".join(cells)])
+    return markdown(("grows", "training step of a VRNN, from batch 32, 100 steps, 1 particle, h 128"), rows)
+
+
+def video() -> str:
+    """Wrong pixels of missing frames of simulated videos, for each data set."""
+    records = json.loads((RESULTS / "kvae.json").read_text(encoding="utf-8"))
+    out = []
+    for data in dict.fromkeys(r["data"] for r in records):
+        own = [r for r in records if r["data"] == data]
+        gaps = list(dict.fromkeys(r["gap"] for r in own))
+        rows = []
+        for model in dict.fromkeys(r["model"] for r in own):
+            of = {r["gap"]: r for r in own if r["model"] == model}
+            first = next(iter(of.values()))
+            rows.append(
+                [
+                    f"**{model}**" if first["neg_elbo"] is not None else model,
+                    *(f"{of[gap]['wrong_pixels']:.2%}" if gap in of else "–" for gap in gaps),
+                    "–" if first["neg_elbo"] is None else f"{first['neg_elbo']:.2f}",
+                    "–" if first["r2_position"] is None else f"{first['r2_position']:.3f}",
+                    str(first.get("parameters", "–")),
+                    str(first.get("epochs", "–")),
+                ]
+            )
+        heads = (data, *gaps, "−ELBO", "R² of the position", "parameters", "epochs")
+        keys = ("split", "data_sha256", "videos", "bound", "seed", "paths", "hardware")
+        out.append(markdown(heads, rows) + "\n" + facts([r for r in own if r["neg_elbo"] is not None], keys))
+    return "\n".join(out)
+
+
 def build(app: Any) -> None:
     """Write `docs/_generated`, which git ignores."""
     sys.path.insert(0, str(ROOT / "tools"))
@@ -111,6 +190,9 @@ def build(app: Any) -> None:
         "dependencies": tables.dependencies(),
         "zoo": zoo(),
         "imputation": imputation(),
+        "speed": speed(),
+        "growth": growth(),
+        "video": video(),
     }.items():
         (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 

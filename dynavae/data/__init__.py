@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dynavae.data.classics import Classic, load_classic
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.midi import load_midi, midi_files
 from dynavae.data.music import load_jsb, load_jsb16, load_muse, load_nottingham, load_piano
@@ -17,19 +18,23 @@ from dynavae.data.schema import Schema
 from dynavae.data.splits import KINDS, DataSplits
 from dynavae.data.tables import TABLES
 from dynavae.data.timeseries import load_physionet, load_pm25
+from dynavae.data.video import VIDEOS, true_states
 
 __all__ = [
     "DATASETS",
     "KINDS",
+    "Classic",
     "DataSplits",
     "Schema",
     "SequenceDataset",
     "load",
+    "load_classic",
     "load_midi",
     "load_npz",
     "load_table",
     "loader_options",
     "save_npz",
+    "true_states",
 ]
 
 DATASETS: dict[str, Callable[..., DataSplits]] = {
@@ -40,6 +45,7 @@ DATASETS: dict[str, Callable[..., DataSplits]] = {
     "jsb16": load_jsb16,
     "pm25": load_pm25,
     "physionet": load_physionet,
+    **VIDEOS,
 }
 """The data sets known by name: ``load(name)`` calls ``DATASETS[name]()``."""
 
@@ -49,8 +55,9 @@ def load(source: str | Path, **options: Any) -> DataSplits:
 
     Args:
         source: one of ``DATASETS``, or a path: an ``.npz``; a ``.csv``, ``.tsv`` or ``.parquet``; a folder of such
-            tables, or of ``.mid`` files. Only "jsb" ships with the package; the other names are looked up in the
-            folder that the environment variable ``DYNAVAE_DATA`` names.
+            tables, or of ``.mid`` files. "jsb" ships with the package, and the videos ("box", "box_gravity", "polygon",
+            "pong", "pendulum") are simulated; the other names are looked up in the folder that the environment variable
+            ``DYNAVAE_DATA`` names.
         options: keywords of the loader: :func:`load_npz`, :func:`load_table`, :func:`load_midi`, or that of the name.
 
     Returns:

@@ -36,7 +36,11 @@ def predicted_covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor
         P = _doubled(P0, A, Q, C, R, T) if C.ndim == 3 else _scanned(P0, A, Q, C, R)
         P = _loop(P0, A, Q, C, R, T) if P is None else P
     if any(a.requires_grad for a in (P0, A, Q, C, R)) and torch.is_grad_enabled():
-        P = P if len(P) == T else torch.cat([P, P[-1:].expand(_memory(P[-1:], A, C, R, T - len(P)), *P.shape[1:])])
+        P = (
+            P
+            if len(P) == T
+            else torch.cat([P, P[-1:].expand(_memory(P[-1:], A, C, R, T - len(P)), *P.shape[1:])])
+        )
         return _Riccati.apply(P0, A, Q, C, R, P)  # type: ignore[no-any-return]
     return P
 
@@ -154,7 +158,9 @@ def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Ten
     varies, eps = C.ndim == 4, torch.finfo(A.dtype).eps
     P = [P0.expand(C.shape[-3], *P0.shape[-2:])]
     for t in range(T - 1):
-        P.append(symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q))
+        P.append(
+            symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q)
+        )
         if not varies and t % 8 == 7 and difference(P[-1][None], P[-2][None]) <= STEADY * eps:
             break
     return torch.stack(P)
@@ -164,9 +170,7 @@ class _Riccati(torch.autograd.Function):
     """The derivative of the recursion at its solution: one loop of the adjoint, everything else for all t at once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor) -> Tensor:
         ctx.save_for_backward(P0, A, Q, C, R, solution)
         return solution.clone()
 
@@ -179,7 +183,9 @@ class _Riccati(torch.autograd.Function):
         keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C_
         # Lambda_t = F' Lambda_{t+1} F + what P_t itself was used for.
         adjoint = associative_scan(
-            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]), ((A @ keep).mT, symmetric(grad)), reverse=True
+            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]),
+            ((A @ keep).mT, symmetric(grad)),
+            reverse=True,
         )[1]
         # P_f is least for the optimal gain: to first order it does not change with K.
         into, K, keep, P = adjoint[1:], K[:-1], keep[:-1], P[:-1]

@@ -1,5 +1,6 @@
 """Networks shared by the models: perceptrons, memories, heads."""
 
+from dynavae.nn.conv import ConvEmissionHead, ConvEncoder, frame_encoder
 from dynavae.nn.emissions import (
     NADE,
     Bernoulli,
@@ -12,6 +13,7 @@ from dynavae.nn.emissions import (
     to_emission,
 )
 from dynavae.nn.heads import EmissionHead, GaussianHead, ToNormal
+from dynavae.nn.joint_emissions import GaussianMixture, MultivariateGaussian
 from dynavae.nn.memory import Bidirectional, Empty, Memory
 from dynavae.nn.mlp import MLP, SplitMLP
 
@@ -21,16 +23,21 @@ __all__ = [
     "Bernoulli",
     "Bidirectional",
     "Categorical",
+    "ConvEmissionHead",
+    "ConvEncoder",
     "Emission",
     "EmissionHead",
     "Empty",
     "Gaussian",
     "GaussianHead",
+    "GaussianMixture",
     "Laplace",
     "Memory",
+    "MultivariateGaussian",
     "PowerSpectrum",
     "SplitMLP",
     "StudentT",
     "ToNormal",
+    "frame_encoder",
     "to_emission",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dynavae.model import SequentialLVM
-from dynavae.proposals import Amortized, Proposal, amortized
+from dynavae.proposals import Amortized, Proposal, filtering
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
 from dynavae.tasks.capabilities import require
@@ -50,7 +50,7 @@ def filter(
     particles: int = 100,
     *,
     split: str | None = None,
-    propose: Proposal = amortized,
+    propose: Proposal = filtering,
     resampling: Resampling | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -77,6 +77,7 @@ def filter(
         require(model, "filter")
         if model.exact:
             return _exact(model, data, split, batch_size, "exact_filter")
+        propose = filtering
     resampling = resampling or Resampling()
     src = source(data, split, batch_size, particles * max(model.z_noise_dim, model.x_dim))
     means, stddevs, samples, weights, lengths = [], [], [], [], torch.zeros(src.size, dtype=torch.long)
@@ -133,7 +134,7 @@ def smooth(
     """
     if model.exact:
         return _exact(model, data, split, batch_size, "exact_smooth")
-    reweight = bool(model.causal) if reweight is None else reweight
+    reweight = model.causal and not model.bridges if reweight is None else reweight
     src = source(data, split, batch_size, samples * max(model.z_noise_dim, model.x_dim))
     parts, lengths = [], torch.zeros(src.size, dtype=torch.long)
     with evaluating(model):

@@ -268,7 +268,8 @@ def impute(
         >>> impute(DKF(x_dim=2, z_dim=3, h_dim=4), x, samples=8).x.isnan().any()
         tensor(False)
     """
-    reweight = bool(model.causal) and not model.exact if reweight is None else reweight
+    if reweight is None:
+        reweight = model.causal and not (model.exact or model.bridges)
     src = source(data, split, batch_size, samples * model.x_dim)
     xs, means, masks, lengths = [], [], [], torch.zeros(src.size, dtype=torch.long)
     with evaluating(model):

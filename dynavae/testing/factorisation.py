@@ -240,6 +240,8 @@ def name_set(variable: str, reads: Tensor) -> str:
     for name, pairs in known.items():
         if torch.equal(reads, pairs):
             return variable + name if name else ""
+    if torch.equal(reads, (s == t) | ((t == 0) & (s >= 0))):
+        return f"{variable}_t (t=1: {variable}_{{1:T}})"
     lags = sorted({int(a - b) for a, b in reads.nonzero().tolist()})
     return f"{variable} at lags {lags}"
 

@@ -9,7 +9,7 @@ import torch
 from dynavae.batch import Sequences
 from dynavae.model import SequentialLVM
 from dynavae.noise import Noise
-from dynavae.proposals import Proposal, amortized, bootstrap
+from dynavae.proposals import Proposal, bootstrap, filtering
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
 from dynavae.tasks.capabilities import needs_the_whole, refusal
@@ -43,9 +43,9 @@ def law_stream(build: Callable[[], SequentialLVM]) -> None:
         batch = sequences(model, missing=missing)
         if model.exact:
             _compare_exact(law, model, batch)
-        for propose in (amortized, bootstrap):
+        for propose in (filtering, bootstrap):
             if (whole if propose is bootstrap else sentence) is not None or (
-                model.exact and propose is amortized
+                model.exact and propose is filtering
             ):
                 continue
             for particles, threshold in ((1, 0.5), (4, 0.0), (4, 0.5), (4, 1.0)):

@@ -1,0 +1,409 @@
+"""KVAE: a linear-Gaussian state-space model below a frame-wise auto-encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+
+from dynavae.batch import Sequences
+from dynavae.distributions import MultivariateNormal
+from dynavae.exact import kalman
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.nn import Emission, Memory, frame_encoder
+
+
+class Belief(NamedTuple):
+    """What is known of the state s_t before a_t, in float64: the belief is N(mean + B u_t, covariance)."""
+
+    mean: Tensor  # (..., n), without the control of this step
+    covariance: Tensor  # (..., n, n)
+    B: Tensor | None  # (..., n, control_dim), zero at the first step
+    C: Tensor  # (..., z_dim, n)
+    memory: Any  # of a_<t; () where only the factors of this step are asked
+
+
+class Encoded(NamedTuple):
+    """What the posterior reads of x: q(a_t | x_t), and across gaps the message of the future about s_t."""
+
+    loc: Tensor  # (T, B, z_dim)
+    scale: Tensor
+    seen: Tensor | None = None  # (T, B, 1); None: all frames were
+    J: Tensor | None = None  # (T, B, n, n) and
+    h: Tensor | None = None  # (T, B, n), in information form
+
+
+class States(NamedTuple):
+    """Beliefs about the states behind a video, given the means of q(a_t | x_t). NaN after a sequence's end."""
+
+    a: Tensor  # (B, T, z_dim) encoded frames; where x_t is missing, the filter's prediction
+    weights: Tensor  # (B, T, mixtures) alpha_t of the dynamics
+    filtered_mean: Tensor  # (B, T, n) of s_t given x_1:t
+    filtered_covariance: Tensor
+    smoothed_mean: Tensor  # of s_t given x_1:T
+    smoothed_covariance: Tensor
+    filtered_a: Tensor  # (B, T, z_dim): C_t times these means
+    smoothed_a: Tensor
+
+
+class KVAE(SequentialLVM):
+    r"""Kalman variational auto-encoder: frames become points a_t, and linear dynamics with mixed matrices move them.
+
+    .. math::
+        s_1 &\sim \mathcal N(0, P_0), \qquad s_t = A_t s_{t-1} + B_t u_t + \mathcal N(0, Q), \qquad
+        a_t = C_t s_t + \mathcal N(0, R) \\
+        (A, B, C)_t &= \textstyle\sum_k \alpha_t^k\, (A, B, C)^k, \qquad
+        \alpha_t = \mathrm{softmax}(W\,\mathrm{LSTM}(a_0, a_1, \dots, a_{t-1})) \\
+        x_t &\sim p(x_t \mid a_t), \qquad q(a \mid x) = \prod_t q(a_t \mid x_t)
+
+    **The latent z_t of the engine is the pseudo-observation a_t**; the state s_t is integrated out: `past.h` holds the
+    Kalman belief about it, so the prior :math:`p(a_t \mid a_{<t})` is the exact predictive Gaussian, and the ELBO has
+    log p(a) where the paper has a sampled state (the same in expectation, without that variance). Where x_t is missing, a_t
+    is drawn from its Gaussian given all that was seen before and after, by messages of the future (it `bridges` gaps).
+    With one mixture this is the exact conditional, so a missing frame is integrated out exactly; with more, the weights
+    alpha in a gap come from predictions there, which makes it a proposal, and the bound stays a bound.
+    :meth:`states` gives filtered and smoothed states.
+
+    Reads: ``p(z_t | z_{<t})  p(x_t | z_t)  q(z_t | x_t)``
+
+    Reference: Fraccaro, Kamronn, Paquet and Winther, A Disentangled Recognition and Nonlinear Dynamics Model for
+    Unsupervised Learning, 2017, arXiv:1710.05741.
+    Differs from the paper: the state is integrated out instead of sampled, and what is missing is drawn, not
+    replaced by its prediction; Kalman algebra is in float64. Its reconstruction weight of 0.3 is `beta` = 1 / 0.3.
+    Not this model: recognition potentials on the state itself are :class:`SVAE`; an exact model of x is :class:`LGSSM`.
+
+    Args:
+        x_dim: features of one observation.
+        z_dim: dimensions of a_t.
+        state_dim: dimensions of s_t.
+        mixtures: K matrices of each kind; with 1 the dynamics do not vary.
+        h_dim: units of the LSTM behind alpha.
+        layers: hidden widths of the encoder; with `image`, filters of its convolutions.
+        decoder_layers: of the decoder; by default those of the encoder, mirrored.
+        image: (height, width) of a frame, or (channels, height, width): encoder and decoder then convolve.
+        state_noise, a_noise: variances: Q = state_noise I, R = a_noise I. They are fixed, and give a_t its scale; a_noise
+            is also the largest variance of q(a_t | x_t).
+        start_variance: P_0 = start_variance I.
+        emission, activation, dropout, norm, control_dim, mask_input: as in :class:`VAE`; controls move the state only.
+
+    Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
+
+    Example:
+        >>> from dynavae import generate
+        >>> model = KVAE(x_dim=64, image=(8, 8), layers=(8, 8), emission="bernoulli")
+        >>> generate(model, batch=4, length=10).x.shape
+        torch.Size([4, 10, 64])
+    """
+
+    causal = True
+    mean_field = True
+    bridges = True
+    variants = {  # noqa: RUF012
+        "linear": {"mixtures": 1},
+        "conv": {"image": (2, 2), "layers": (8,), "emission": "bernoulli"},
+    }
+
+    def __init__(
+        self,
+        x_dim: int,
+        z_dim: int = 2,
+        state_dim: int = 4,
+        mixtures: int = 3,
+        h_dim: int = 50,
+        layers: Sequence[int] = (128,),
+        decoder_layers: Sequence[int] | None = None,
+        image: Sequence[int] | None = None,
+        state_noise: float = 0.08,
+        a_noise: float = 0.03,
+        start_variance: float = 20.0,
+        emission: Emission | str | dict[str, Any] = "gaussian",
+        activation: str = "relu",
+        dropout: float = 0.0,
+        norm: str | None = None,
+        control_dim: int = 0,
+        mask_input: bool = False,
+    ) -> None:
+        super().__init__(x_dim, z_dim, emission, control_dim, mask_input=mask_input)
+        for name, value in dict(state_dim=state_dim, mixtures=mixtures).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} of KVAE should be a positive integer; got {value!r}.")
+        variances = dict(state_noise=state_noise, a_noise=a_noise, start_variance=start_variance)
+        for name, variance in variances.items():
+            if not variance > 0:
+                raise ValueError(f"{name} of KVAE is a variance and should be positive; got {variance}.")
+        self.state_dim, self.mixtures = state_dim, mixtures
+        self.state_noise, self.a_noise, self.start_variance = state_noise, a_noise, start_variance
+        net = dict(activation=activation, dropout=dropout, norm=norm)
+        in_dim = self.input_dim - control_dim
+        self.encoder = frame_encoder(in_dim, x_dim, layers, image, **net)
+        self.q_a = nn.Linear(self.encoder.out_dim, 2 * z_dim)
+        mirrored = tuple(layers)[::-1] if decoder_layers is None else decoder_layers
+        self.decoder, self.p_x = self.decoder_to(z_dim, mirrored, image, **net)
+        n = state_dim
+        self.A = nn.Parameter(torch.eye(n).repeat(mixtures, 1, 1))
+        self.B = nn.Parameter(0.05 * torch.randn(mixtures, n, control_dim)) if control_dim else None
+        self.C = nn.Parameter(0.05 * torch.randn(mixtures, z_dim, n))
+        if mixtures > 1:
+            self.a_0 = nn.Parameter(torch.zeros(z_dim))
+            self.rnn = Memory(z_dim, h_dim, "lstm")
+            self.to_weights = nn.Linear(h_dim, mixtures)
+
+    @property
+    def Q(self) -> Tensor:
+        return self._eye(self.state_dim, self.state_noise)
+
+    @property
+    def R(self) -> Tensor:
+        return self._eye(self.z_dim, self.a_noise)
+
+    @property
+    def P0(self) -> Tensor:
+        return self._eye(self.state_dim, self.start_variance)
+
+    def _eye(self, size: int, variance: float) -> Tensor:
+        return variance * torch.eye(size, dtype=torch.float64, device=self.A.device)
+
+    # --- x only: the encoder, and the messages of the future across gaps ----------------------------------
+
+    def features(self, frame: Frame) -> Tensor:
+        return self.encode(frame._replace(control=None))
+
+    def encoded(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of q(a_t | x_t); its variance is at most `a_noise`."""
+        loc, raw = self.q_a(self.encoder(u)).chunk(2, -1)
+        return loc, self.a_noise**0.5 * torch.exp(0.5 * logsigmoid(raw))
+
+    def evidence(self, seen: Evidence) -> Encoded:
+        loc, scale = self.encoded(seen.u)
+        if seen.frame.observed is None or len(loc) == 1:  # nothing is missing, or has a future
+            return Encoded(loc, scale)
+        frames = seen.frame.observed.any(-1, keepdim=True)
+        t = torch.arange(len(loc), device=loc.device).unsqueeze(-1)
+        if bool((frames.squeeze(-1) | (t >= seen.lengths)).all()):
+            return Encoded(loc, scale)
+        with _exactly(loc):
+            walk = self._walk(loc, frames, seen.frame.control)
+            spread = self.R + torch.diag_embed(scale.double().square())
+            message = kalman.backward_information(
+                walk.dynamics._replace(R=spread), loc.double(), frames.expand_as(loc), walk.control
+            )
+        return Encoded(loc, scale, frames, message.J, message.h)
+
+    # --- the recursion: the Kalman belief about the state ---------------------------------------------------
+
+    def initial(self, lead: tuple[int, ...]) -> Belief:
+        n = self.state_dim
+        memory: Any = ()
+        if self.mixtures > 1:
+            memory = self.rnn.step(self.rnn.initial(lead), self.a_0.expand(*lead, -1))
+        C = self._mix(self.C, self._weights(memory, lead))
+        B = None if self.B is None else C.new_zeros(*lead, n, self.control_dim)
+        return Belief(C.new_zeros(*lead, n), self.P0.expand(*lead, n, n), B, C, memory)
+
+    def absorb(self, past: Past, z: Tensor) -> tuple[Tensor, Tensor, Belief]:
+        return z, self._mean(past), past.h
+
+    def update(self, present: Present, u: Any) -> Belief:
+        a, mean, belief = present.h
+        return self._after(a, mean, belief)
+
+    def unroll(
+        self, z: Tensor, u: Any, c: Any, control: Tensor | None, w: Any, h: Belief
+    ) -> tuple[Belief, tuple[Tensor, Tensor, Belief], Belief]:
+        T, lead, n = len(z), z.shape[1:-1], self.state_dim
+        memory: Any = ()
+        weights = self._weights(h.memory, lead).unsqueeze(0).expand(T, *lead, -1)
+        if self.mixtures > 1:  # alpha_t+1 from a_1:t
+            out, memory = self.rnn.run(z, h.memory)
+            weights = self.to_weights(out).softmax(-1)
+        with _exactly(z):
+            A, C_next = self._mix(self.A, weights), self._mix(self.C, weights)
+            B_next = None if self.B is None else self._mix(self.B, weights)
+            C = torch.cat([h.C.unsqueeze(0), C_next[:-1]])
+            B = None if B_next is None else torch.cat([h.B.unsqueeze(0), B_next[:-1]])
+            u_t = None if control is None else control.double().unsqueeze(1).expand(T, *lead, -1)
+            m0 = h.mean if B is None else h.mean + (B[0] @ u_t[0].unsqueeze(-1)).squeeze(-1)
+            f = kalman.kalman_filter(
+                kalman.LinearGaussian(
+                    m0.reshape(-1, n),
+                    h.covariance.reshape(-1, n, n),
+                    _flat(torch.cat([A[:1], A[:-1]]), 2),
+                    self.Q,
+                    _flat(C, 2),
+                    self.R,
+                    None if B is None else _flat(B, 2),
+                ),
+                _flat(z.double(), 1),
+                control=None if u_t is None else _flat(u_t, 1),
+            )
+            moved = (A @ f.mean.reshape(T, *lead, n).unsqueeze(-1)).squeeze(-1)
+            P = f.covariance[-1].reshape(*lead, n, n)
+            last = Belief(
+                moved[-1],
+                _symmetric(A[-1] @ P @ A[-1].mT + self.Q),
+                None if B_next is None else B_next[-1],
+                C_next[-1],
+                memory,
+            )
+            past = Belief(
+                torch.cat([h.mean.unsqueeze(0), moved[:-1]]),
+                f.predicted_covariance.reshape(T, *lead, n, n),
+                B,
+                C,
+                (),
+            )
+        return past, (z, f.predicted_mean.reshape(T, *lead, n), past), last
+
+    def _after(self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None = None) -> Belief:
+        """The belief about the next state, once a_t is known; where it was not seen, that changes nothing."""
+        memory = self.rnn.step(belief.memory, a) if self.mixtures > 1 else ()
+        weights = self._weights(memory, a.shape[:-1])
+        with _exactly(a):
+            mean, P = self._correct(a, mean, belief, seen)
+            A, C = self._mix(self.A, weights), self._mix(self.C, weights)
+            B = None if self.B is None else self._mix(self.B, weights)
+            return Belief(
+                (A @ mean.unsqueeze(-1)).squeeze(-1), _symmetric(A @ P @ A.mT + self.Q), B, C, memory
+            )
+
+    def _correct(self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Kalman's update in Joseph form, with a gain of zero where a_t was not seen."""
+        P, C = belief.covariance, belief.C
+        CP = C @ P
+        gain = torch.cholesky_solve(CP, torch.linalg.cholesky(_symmetric(CP @ C.mT + self.R))).mT
+        if seen is not None:
+            gain = gain * seen.unsqueeze(-1)
+        error = a.double().unsqueeze(-1) - C @ mean.unsqueeze(-1)
+        keep = torch.eye(self.state_dim, dtype=P.dtype, device=P.device) - gain @ C
+        return mean + (gain @ error).squeeze(-1), _symmetric(keep @ P @ keep.mT + gain @ self.R @ gain.mT)
+
+    def _mean(self, past: Past) -> Tensor:
+        """Of the state before a_t, with the control of this step."""
+        belief: Belief = past.h
+        if belief.B is None:
+            return belief.mean
+        return belief.mean + (belief.B @ past.control.double().unsqueeze(-1)).squeeze(-1)
+
+    def _weights(self, memory: Any, lead: tuple[int, ...] | torch.Size) -> Tensor:
+        """alpha_t (..., mixtures)."""
+        if self.mixtures == 1:
+            return self.A.new_ones(*lead, 1)
+        return self.to_weights(self.rnn.read(memory)).softmax(-1)
+
+    def _mix(self, matrices: Tensor, weights: Tensor) -> Tensor:
+        return torch.einsum("...k,kij->...ij", weights.double(), matrices.double())
+
+    # --- the three conditionals -------------------------------------------------------------------------
+
+    def prior(self, past: Past) -> MultivariateNormal:
+        with _exactly(past.h.mean):
+            return self._predictive(self._mean(past), past.h.covariance, past.h.C)
+
+    def _predictive(self, mean: Tensor, covariance: Tensor, C: Tensor) -> MultivariateNormal:
+        """Of a_t, from that of the state."""
+        loc = (C @ mean.unsqueeze(-1)).squeeze(-1)
+        S = torch.linalg.cholesky(_symmetric(C @ covariance @ C.mT + self.R))
+        return MultivariateNormal(loc.to(self.A.dtype), S.to(self.A.dtype))
+
+    def likelihood(self, present: Present) -> Any:
+        return self.p_x(self.decoder(present.h[0]))
+
+    def posterior(self, past: Past, e: Encoded) -> MultivariateNormal:
+        encoded = MultivariateNormal(e.loc, torch.diag_embed(e.scale))
+        if e.seen is None or e.J is None or e.h is None:
+            return encoded
+        with _exactly(e.loc):
+            flat = kalman.Information(e.J, e.h, e.h.new_zeros(()))
+            fused = kalman.condition(self._mean(past), past.h.covariance, flat)
+            across = self._predictive(fused.mean, fused.covariance, past.h.C)
+        return MultivariateNormal(
+            torch.where(e.seen, encoded.loc, across.loc),
+            torch.where(e.seen.unsqueeze(-1), encoded.scale_tril, across.scale_tril),
+        )
+
+    # --- the states -----------------------------------------------------------------------------------------
+
+    def _walk(self, a: Tensor, frames: Tensor, control: Tensor | None) -> _Walk:
+        """The filter along a (T, B, z_dim), with its predictions where `frames` (T, B, 1) are not seen.
+
+        The weights alpha there are those of the predictions.
+        """
+        belief = self.initial(tuple(a.shape[1:-1]))
+        steps: list[tuple[Tensor, ...]] = []
+        for t, (a_t, seen) in enumerate(zip(a.unbind(), frames.unbind(), strict=True)):
+            past = Past(None, belief, None if control is None else control[t], None)
+            mean = self._mean(past)
+            expected = (belief.C @ mean.unsqueeze(-1)).squeeze(-1).to(a.dtype)
+            a_t = torch.where(seen, a_t, expected)
+            weights = self._weights(belief.memory, a.shape[1:-1])
+            B = () if belief.B is None else (belief.B,)
+            steps.append((a_t, weights, self._mix(self.A, weights), belief.C, *B))
+            belief = self._after(a_t, mean, belief, seen)
+        a, weights, A, C, *B = (torch.stack(part) for part in zip(*steps, strict=True))
+        dynamics = kalman.LinearGaussian(
+            A.new_zeros(self.state_dim), self.P0, A, self.Q, C, self.R, B[0] if B else None
+        )
+        return _Walk(a, weights, dynamics, control.double() if B and control is not None else None)
+
+    @torch.no_grad()
+    def states(self, batch: Sequences) -> States:
+        """Filtered and smoothed states, by the exact filter and smoother given the means of q(a_t | x_t).
+
+        Frames without any observed value are missing: the filter predicts them, the smoother fills them.
+
+        Example:
+            >>> from dynavae import Sequences
+            >>> x = torch.zeros(1, 6, 4)
+            >>> x[:, 2:4] = float("nan")
+            >>> KVAE(x_dim=4).states(Sequences.from_arrays(x)).smoothed_a.shape
+            torch.Size([1, 6, 2])
+        """
+        x, observed = (v.flatten(2).transpose(0, 1) for v in (batch.x, batch.observed))
+        control = None if batch.control is None else batch.control.transpose(0, 1)
+        u = self.features(Frame(x, observed, control))
+        loc, _ = self.encoded(u)
+        frames = observed.any(-1, keepdim=True)
+        walk = self._walk(loc, frames, control)
+        filtered = kalman.kalman_filter(walk.dynamics, walk.a.double(), frames.expand_as(loc), walk.control)
+        smoothed = kalman.kalman_smoother(walk.dynamics, filtered)
+        C = walk.dynamics.C
+        made = [walk.a, walk.weights]
+        for part in (filtered, smoothed):
+            made += [part.mean, part.covariance]
+        made += [(C @ part.mean.unsqueeze(-1)).squeeze(-1) for part in (filtered, smoothed)]
+        hidden = ~batch.valid
+        out = [v.transpose(0, 1).to(x.dtype) for v in made]
+        return States(
+            *(v.masked_fill(hidden.reshape(*hidden.shape, *[1] * (v.ndim - 2)), torch.nan) for v in out)
+        )
+
+    @torch.no_grad()
+    def decoded(self, a: Tensor) -> Tensor:
+        """Mean of p(x_t | a_t), (..., x_dim)."""
+        return self.p_x(self.decoder(a)).mean
+
+
+class _Walk(NamedTuple):
+    """The dynamics along a path of a: weights (T, B, mixtures) and matrices (T, B, ., .)."""
+
+    a: Tensor
+    weights: Tensor
+    dynamics: kalman.LinearGaussian
+    control: Tensor | None
+
+
+def _exactly(like: Tensor) -> torch.autocast:
+    """No autocast: Kalman algebra would lose its accuracy in bfloat16."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return 0.5 * (matrix + matrix.mT)
+
+
+def _flat(a: Tensor, own: int) -> Tensor:
+    """(T, K, B, ...) to (T, K B, ...), with `own` axes of each."""
+    return a.reshape(len(a), -1, *a.shape[a.ndim - own :])
