@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exact_accuracy.py [--seeds 5] [--out benchmarks/results/exact_accuracy.json]
 
-For every form, the largest absolute difference over seeds, time and everything that the rival returns: filtered and smoothed means
-and covariances, lag-one covariances and log-likelihoods per frame for statsmodels (coordinates missing, lengths, controls, matrices
-that vary in time), the moments for filterpy (whole frames missing, controls, a constant model). Records of cases that this program
-does not make stay in the file.
+For every form, the largest absolute difference over seeds, time and everything that the rival returns: filtered and
+smoothed means and covariances, lag-one covariances and log-likelihoods per frame for statsmodels (coordinates
+missing, lengths, controls, matrices that vary in time), the moments for filterpy (whole frames missing, controls, a
+constant model). Records of cases that this program does not make stay in the file.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def main() -> int:
             record = {
                 "case": f"Kalman, {method}: {case}", "rival": rival, "max_abs_error": float(f"{worst:.2g}"),
                 "what": f"{args.seeds} models, {B} sequences, {T} steps, z_dim {Z}, x_dim {X}; all quantities returned",
-                "command": command, "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only", "versions": {name: version(name) for name in ("torch", rival)},
+                "command": command, "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only",
+                "versions": {name: version(name) for name in ("torch", rival)},
             }  # fmt: skip
             records.append(record)
             print(record["case"], "|", rival, "|", record["max_abs_error"], flush=True)

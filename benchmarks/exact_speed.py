@@ -2,15 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exact_speed.py [--repeats 15] [--out benchmarks/results/exact_speed.json]
 
-A model that is the same at all steps, complete data, float64 for everybody, one thread. Everybody starts from arrays in memory
-and returns all moments of all sequences, and, for the gradient, the gradient of the summed log-likelihood with respect to m0, P0,
-A, Q, C, R. dynamax (JAX) is jitted over the batch (vmap) and its compilation is not counted. statsmodels and filterpy have no
-batches: a loop over sequences; and no gradient: central differences of statsmodels' log-likelihood, timed as two per free
-entry, from two evaluations. The pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer
-than --slow seconds run once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of
-resident memory in MiB of one call, after one on little data, in a fresh process (Linux).
+A model that is the same at all steps, complete data, float64 for everybody, one thread. Everybody starts from arrays
+in memory and returns all moments of all sequences, and, for the gradient, the gradient of the summed log-likelihood
+with respect to m0, P0, A, Q, C, R. dynamax (JAX) is jitted over the batch (vmap), which shares covariances too, and
+its compilation is not counted. statsmodels and filterpy have no batches: a loop over sequences; and no gradient:
+central differences of statsmodels' log-likelihood, timed as two per free entry, from two evaluations. The
+pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer than --slow seconds run
+once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of resident memory in
+MiB of one call, after one on little data, in a fresh process (Linux).
 
-Needs `pip install dynavae[bench]`: dynamax, filterpy, statsmodels; who is not installed is left out, with a line that says so.
+Rivals that are not installed (dynamax, filterpy, statsmodels) are left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -250,8 +251,8 @@ def main() -> int:
     args.out.parent.mkdir(exist_ok=True)
     content = {
         "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats}",
-        "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; float64; z_dim = "
-        "dim, x_dim = dim / 2; one thread",
+        "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; "
+        "float64; z_dim = dim, x_dim = dim / 2; one thread",
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only; load {os.getloadavg()[0]:.1f}",
         "records": records,

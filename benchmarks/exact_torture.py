@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exact_torture.py [--digits 60] [--out benchmarks/results/exact_torture.json]
 
-Every condition is given in float32: parameters and observations are rounded to float32 first, so that no form can be blamed for
-it. The reference computes with them in mpmath, with so many digits (in float64, by the square-root form, for the long series).
-`plain` is the textbook recursion P - K S K' in float32. Errors are the largest over time: of filtered means in filtered standard
-deviations, of filtered and smoothed variances relative to them, and of the log-likelihood in nats per frame. `positive` says
-whether every covariance that was returned, or its factor, is positive definite (semidefinite to rounding where the true one is
-singular).
+Every condition is given in float32: parameters and observations are rounded to float32 first, so that no form can be
+blamed for it. The reference computes with them in mpmath, with so many digits (in float64, by the square-root form,
+for the long series). `plain` is the textbook recursion P - K S K' in float32. Errors are the largest over time: of
+filtered means in filtered standard deviations, of filtered and smoothed variances relative to them, and of the
+log-likelihood in nats per frame. `positive` says whether every covariance that was returned, or its factor, is
+positive definite (semidefinite to rounding where the true one is singular).
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ def main() -> int:
             print(records[-1], flush=True)
     content = {
         "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_torture.py --digits {args.digits}",
-        "what": "float32 in and out; largest errors over time: filtered means in standard deviations, filtered and smoothed "
-        "variances relative, log-likelihood in nats per frame",
+        "what": "float32 in and out; largest errors over time: filtered means in standard deviations, "
+        "filtered and smoothed variances relative, log-likelihood in nats per frame",
         "versions": {"torch": torch.__version__, "mpmath": mpmath.__version__},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only",
         "records": records,

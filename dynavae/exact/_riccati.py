@@ -1,9 +1,9 @@
 r"""The predicted covariances of a model that does not change, without a loop over time, and their derivative.
 
-Of a constant model with complete data the first :math:`2^k` filtering steps follow by k doublings (each an associative
-combination), and once two covariances in a row are equal to rounding, so are all that follow. With gaps an associative scan
-does the same for all t. Candidates from either are put through one step of the Joseph form, all at once: if every one of them
-leads to the next, to rounding, they are the solution; if not, the ordinary loop runs.
+Of a constant model with complete data the first :math:`2^k` filtering steps follow by k doublings (each an
+associative combination), and once two covariances in a row are equal to rounding, so are all that follow. With gaps
+an associative scan does the same for all t. Candidates from either are put through one step of the Joseph form, all
+at once: if every one of them leads to the next, to rounding, they are the solution; if not, the ordinary loop runs.
 
 Reference: Anderson and Moore, Optimal Filtering, 1979, chapter 6 (doubling), and chapter 4 (steady state).
 """
@@ -47,7 +47,7 @@ def predicted_covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor
 
 @torch.no_grad()
 def _memory(P: Tensor, A: Tensor, C: Tensor, R: Tensor, most: int) -> int:
-    """The steps, at most so many, until a change of P is forgotten: a steady covariance has a steady derivative after them."""
+    """Steps until a change of P is forgotten, and with a steady value its derivative is steady; at most so many."""
     F = A - A @ joseph_update(P, C, R)[0] @ C
     steps = 1
     while steps < most and F.isfinite().all() and F.square().sum((-1, -2)).amax() > torch.finfo(F.dtype).eps:
@@ -171,13 +171,13 @@ class _Riccati(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor) -> Tensor:
-        ctx.save_for_backward(P0, A, Q, C, R, solution)
+        ctx.save_for_backward(P0, A, C, R, solution)
         return solution.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        P0, A, Q, C, R, P = ctx.saved_tensors
+        P0, A, C, R, P = ctx.saved_tensors
         C_, R_ = (a[: len(P)] if a.ndim == 4 else a for a in (C, R))
         K, P_f, _ = joseph_update(P, C_, R_)
         keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C_

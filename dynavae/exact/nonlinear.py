@@ -8,14 +8,15 @@ Both replace f and h by a linear function of the state plus noise, at the curren
 
 .. math:: g(z) \approx \mu + G (z - m) + N(0, \Omega)
 
-The extended filter by the tangent (:math:`\mu = g(m)`, G the Jacobian, :math:`\Omega = 0`), the unscented one by regression on
-sigma points of the belief (:math:`G = \mathrm{Cov}[g, z] P^{-1}`, :math:`\Omega = \mathrm{Cov}[g] - G P G^\top`). What follows is
-the Kalman filter, and what comes out beside the moments is the linear model that was used, so the smoother, posterior samples and
-prediction are those of :mod:`dynavae.exact.kalman`. Not exact, unless f and h are linear.
+The extended filter by the tangent (:math:`\mu = g(m)`, G the Jacobian, :math:`\Omega = 0`), the unscented one by
+regression on sigma points of the belief (:math:`G = \mathrm{Cov}[g, z] P^{-1}`, :math:`\Omega = \mathrm{Cov}[g] - G P
+G^\top`). What follows is the Kalman filter, and what comes out beside the moments is the linear model that was used,
+so the smoother, posterior samples and prediction are those of :mod:`dynavae.exact.kalman`. Not exact, unless f and h
+are linear.
 
 References: Jazwinski, Stochastic Processes and Filtering Theory, 1970. Julier and Uhlmann, Unscented Filtering and Nonlinear
-Estimation, 2004. Särkkä, Unscented Rauch-Tung-Striebel Smoother, 2008. García-Fernández et al., Posterior Linearization Filter,
-2015.
+Estimation, 2004. Särkkä, Unscented Rauch-Tung-Striebel Smoother, 2008. García-Fernández et al., Posterior
+Linearization Filter, 2015.
 """
 
 from __future__ import annotations
@@ -93,14 +94,14 @@ def tangent(g: Function, m: Float[Tensor, "*batch z_dim"], P: Float[Tensor, "*ba
 
 
 class SigmaPoints(NamedTuple):
-    r"""Points :math:`m, m \pm \sqrt{n + \lambda}\, L_i`, where :math:`P = L L^\top`, with :math:`\lambda = \alpha^2 (n + \kappa) - n`.
+    r"""Points :math:`m, m \pm \alpha \sqrt{n + \kappa}\, L_i`, columns of L, where :math:`P = L L^\top`.
 
     The default has non-negative weights, so that every covariance is one; with kappa = 0 it is the cubature rule.
 
     Attributes:
         alpha: spread of the points.
         beta: added to the weight of the middle one in covariances, with :math:`1 - \alpha^2`.
-        kappa: as in the formula.
+        kappa: as in the formula; the weight of the middle one in means is :math:`1 - n / (\alpha^2 (n + \kappa))`.
     """
 
     alpha: float = 1.0
@@ -117,7 +118,7 @@ class SigmaPoints(NamedTuple):
             tensor([1.])
         """
         n = m.shape[-1]
-        total = self.alpha**2 * (n + self.kappa)  # n + lambda
+        total = self.alpha**2 * (n + self.kappa)
         P = regular(P, "the covariance of the belief")
         L = cholesky(P, "the covariance of the belief")
         offsets = total**0.5 * torch.cat([torch.zeros_like(L[..., :1]), L, -L], -1).movedim(-1, 0)
