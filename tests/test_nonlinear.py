@@ -175,3 +175,38 @@ def test_refusals():
         nonlinear_filter(model, x, control=torch.zeros(3, 2, 1))
     with pytest.raises(TypeError, match="result of nonlinear_filter; got Tensor"):
         nonlinear_smoother(x)
+
+
+@pytest.mark.parametrize("method", ["extended", "unscented"])
+def test_the_proposal_is_the_optimal_one_of_a_linear_model(method):
+    """At the first frame all weights are log p(x_1); particle filters are unbiased, with less spread than with the prior."""
+    from dynavae import LGSSM, Resampling, Sequences, bootstrap, scan
+    from dynavae.linearised import LinearisedProposal
+    from dynavae.objectives import elbo, fivo
+
+    torch.manual_seed(0)
+    model = LGSSM(x_dim=2, z_dim=2, noise="diagonal").double()
+    x = torch.randn(3, 12, 2)
+    x[0, 4, 0], x[1, 0, 1], x[2, 8:] = math.nan, math.nan, math.nan
+    first = Sequences.from_arrays(x[:, :1])
+    run = scan(model, first, particles=3, propose=LinearisedProposal(method))
+    close(elbo(run, kl="sample"), model.exact_log_likelihood(first), rtol=1e-9, atol=1e-9)
+    batch = Sequences.from_arrays(x)
+    exact, estimates = model.exact_log_likelihood(batch), {}
+    for name, propose in (("linearised", LinearisedProposal(method)), ("bootstrap", bootstrap)):
+        runs = [fivo(scan(model, batch, particles=100, propose=propose, resample=Resampling())) for _ in range(40)]
+        estimates[name] = torch.stack(runs).detach()
+    error = (estimates["linearised"] - exact).exp()
+    assert ((error.mean(0) - 1).abs() < 6 * error.std(0) / 40**0.5).all()
+    assert estimates["linearised"].std(0).mean() < 0.8 * estimates["bootstrap"].std(0).mean()
+
+
+def test_the_proposal_needs_gaussians():
+    from dynavae import VRNN, Sequences, scan
+    from dynavae.linearised import LinearisedProposal
+
+    with pytest.raises(ValueError, match="method should be 'extended', 'unscented' or SigmaPoints"):
+        LinearisedProposal("tangent")
+    model = VRNN(x_dim=2, z_dim=2, h_dim=4, emission="bernoulli").double()
+    with pytest.raises(TypeError, match="needs a Gaussian likelihood; got Bernoulli"):
+        scan(model, Sequences.from_arrays(torch.zeros(1, 3, 2)), propose=LinearisedProposal())

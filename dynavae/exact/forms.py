@@ -32,7 +32,7 @@ SMOOTHERS = {
     "parallel": parallel_smoother,
     "shared": shared_smoother,
 }
-SCAN_STEPS, SCAN_WORK = 32, 1200
+SCAN_STEPS, SCAN_WORK = 32, 300
 """`auto` scans sequences of at least SCAN_STEPS steps, in batches of at most SCAN_WORK / z_dim^2."""
 
 
