@@ -123,7 +123,9 @@ def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, 
     problem = constant(random_problem(seed, T, B, Z, X))
     observed = torch.ones_like(problem.observed)
     if mask == "lengths":
-        observed = (torch.arange(T)[:, None] < torch.tensor([T, (T + 1) // 2, T])[torch.arange(B) % 3])[..., None]
+        observed = (torch.arange(T)[:, None] < torch.tensor([T, (T + 1) // 2, T])[torch.arange(B) % 3])[
+            ..., None
+        ]
         observed = observed.expand(T, B, X).contiguous()
     elif mask == "gaps":
         observed = problem.observed
@@ -138,7 +140,9 @@ def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, 
             if a is not None:
                 close(a, b, atol=1e-8, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
     names = [*LinearGaussian._fields, "x", "control"]
-    for name, ours, theirs in zip(names, gradients(problem, method), gradients(problem, "joseph"), strict=True):
+    for name, ours, theirs in zip(
+        names, gradients(problem, method), gradients(problem, "joseph"), strict=True
+    ):
         size = max(1.0, theirs.abs().max().item())
         close(ours, theirs, atol=1e-8 * size, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 

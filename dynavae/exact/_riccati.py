@@ -148,7 +148,9 @@ def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Ten
     varies, eps = C.ndim == 4, torch.finfo(A.dtype).eps
     P = [P0.expand(C.shape[-3], *P0.shape[-2:])]
     for t in range(T - 1):
-        P.append(symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q))
+        P.append(
+            symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q)
+        )
         if not varies and t % 8 == 7 and difference(P[-1][None], P[-2][None]) <= STEADY * eps:
             break
     return torch.stack(P)
@@ -158,9 +160,7 @@ class _Riccati(torch.autograd.Function):
     """The derivative of the recursion at its solution: one loop of the adjoint, everything else for all t at once."""
 
     @staticmethod
-    def forward(
-        ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor) -> Tensor:
         ctx.save_for_backward(P0, A, Q, C, R, solution)
         return solution.clone()
 
@@ -172,7 +172,9 @@ class _Riccati(torch.autograd.Function):
         K, _, _ = joseph_update(P, *now)
         F = A @ (torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ now[0])
         adjoints = [symmetric(grad[-1])]
-        for F_t, direct in zip(reversed(F.unbind(0)[:-1]), reversed(symmetric(grad).unbind(0)[:-1]), strict=True):
+        for F_t, direct in zip(
+            reversed(F.unbind(0)[:-1]), reversed(symmetric(grad).unbind(0)[:-1]), strict=True
+        ):
             adjoints.append(torch.baddbmm(direct, F_t.mT @ adjoints[-1], F_t))
         adjoint = torch.stack(adjoints[::-1])
         first = adjoint[0].sum_to_size(P0.shape) if P0.ndim == 3 else adjoint[0].sum(0)

@@ -193,7 +193,9 @@ def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
         matrices = torch.cat([G, G[-1:].expand(repeat), torch.zeros_like(last)])
         spreads = torch.cat([V, V[-1:].expand(repeat), last])
         P = associative_scan(
-            lambda i, j: (i[0] @ j[0], symmetric(i[0] @ j[1] @ i[0].mT + i[1])), (matrices, spreads), reverse=True
+            lambda i, j: (i[0] @ j[0], symmetric(i[0] @ j[1] @ i[0].mT + i[1])),
+            (matrices, spreads),
+            reverse=True,
         )[1]
         if N + tail == T - 1:
             return P
