@@ -25,8 +25,9 @@ def local_level() -> dynavae.LGSSM:
 by_em, by_gradient = local_level(), local_level()
 em = dynavae.fit_em(by_em, flow, iterations=150, tolerance=1e-7, progress=False)
 descent = dynavae.fit(
-    by_gradient, flow, objective="exact", epochs=60, lr=0.5, lr_schedule="cosine", progress=False
+    by_gradient, flow, objective="exact", epochs=150, lr=0.5, lr_schedule="cosine", progress=False
 )
+
 for name, model in (("EM", by_em), ("gradient", by_gradient)):
     p = model.parameters_in_moments
     total = float(model.exact_log_likelihood(dynavae.Sequences.from_arrays(flow)).detach())
@@ -97,8 +98,8 @@ print(f"{inside.double().mean():.0%} of the ten years to come are within the ban
 
 # %%
 # Two more, where their files are at hand (see {func}`dynavae.data.load_classic`): airline passengers, in logarithms,
-# forecast from what was known two years before the end; and road casualties, where the seat-belt law is an input whose effect is
-# estimated along with level and season.
+# forecast from what was known two years before the end; and road casualties, where the seat-belt law is an input whose
+# effect is estimated along with level and season.
 
 try:
     airline, belts = load_classic("airline"), load_classic("seatbelts")
