@@ -241,7 +241,7 @@ def classic_cases(name: str) -> Iterator[Record]:
     elif name == "co2":
         x = load_classic("co2").x - 330
         spec = {"level": "lltrend", "seasonal": 12}
-        yield from classic(name, x, seasons, spec, None, [0.04, 0.05, 1e-4, 1e-3], 1e4, 0.05, 150)
+        yield from classic(name, x, seasons, spec, None, [0.04, 0.05, 1e-4, 1e-3], 1e4, 0.05, 400)
     elif name == "airline":
         x = load_classic("airline").x.log()
         spec = {"level": "lltrend", "seasonal": 12}
