@@ -297,6 +297,7 @@ class _Run:
         if self.feedback == "mean":
             drawn = p_x.mean
         elif isinstance(p_x, MultivariateNormal) and not self.free:
+            assert noise is not None
             drawn = p_x.complete(x, given, noise)
         else:
             drawn = p_x.sample(noise)
