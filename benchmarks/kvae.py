@@ -34,8 +34,8 @@ VIDEOS = 200
 SAMPLES = 30
 NETS: dict[str, Any] = dict(emission="bernoulli", activation="relu")
 KVAE_TRAINING = dict(
-    beta=3.3333,
-    kl_start=0.1,
+    beta=1.0,
+    kl_start=0.3,
     kl_warmup=4,
     lr=0.005,
     gradient_clip=150.0,
