@@ -37,7 +37,8 @@ format: $(DEV) ## Put the code into its standard form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(CORE) ## Time the models
+bench: $(CORE) ## Time the engine against the plain loop, and the models on the chorales
+	$(BIN)/python benchmarks/engine_speed.py
 	$(BIN)/python benchmarks/zoo.py
 
 docs: $(DOCS) ## Build the documentation into docs/_build (runs the examples: a minute or two)

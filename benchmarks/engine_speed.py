@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dynavae
 from dynavae import Sequences, data, objectives
+from dynavae.allocator import keep_freed_memory
 from dynavae.files import write_json
 from dynavae.loading import loader
 from dynavae.noise import Noise, draw
@@ -214,6 +215,7 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as fit does; for both ways
     if arguments.peak:
         name, batch, steps, way = arguments.peak.split(",")
         print(measure_peak(name, int(batch), int(steps), way))

@@ -9,7 +9,25 @@ from typing import Any
 
 from dynavae.batch import Sequences
 from dynavae.model import SequentialLVM
-from dynavae.models import DKF, DSAE, DVBF, HMM, KVAE, LGSSM, MODELS, RVAE, SRNN, STORN, SVAE, VAE, VRNN
+from dynavae.models import (
+    DKF,
+    DSAE,
+    DVBF,
+    GMM,
+    HMM,
+    KVAE,
+    LGSSM,
+    MODELS,
+    PPCA,
+    RVAE,
+    SLDS,
+    SRNN,
+    STORN,
+    SVAE,
+    VAE,
+    VRNN,
+    FactorAnalysis,
+)
 from dynavae.proposals import amortized, bootstrap
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
@@ -17,7 +35,12 @@ from dynavae.tasks import export_step, filter, forecast, generate, impute, recon
 
 __version__ = "0.1.0"
 
-_LAZY = {"fit": "dynavae.training", "load": "dynavae.checkpoint"}
+_LAZY = {
+    "structural_model": "dynavae.models.structural",
+    "fit": "dynavae.training",
+    "fit_em": "dynavae.em",
+    "load": "dynavae.checkpoint",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -35,16 +58,20 @@ __all__ = [
     "DKF",
     "DSAE",
     "DVBF",
+    "GMM",
     "HMM",
     "KVAE",
     "LGSSM",
     "MODELS",
+    "PPCA",
     "RVAE",
+    "SLDS",
     "SRNN",
     "STORN",
     "SVAE",
     "VAE",
     "VRNN",
+    "FactorAnalysis",
     "Resampling",
     "Sequences",
     "SequentialLVM",
@@ -53,6 +80,7 @@ __all__ = [
     "export_step",
     "filter",
     "fit",
+    "fit_em",
     "forecast",
     "generate",
     "impute",
@@ -61,4 +89,5 @@ __all__ = [
     "scan",
     "score",
     "smooth",
+    "structural_model",
 ]

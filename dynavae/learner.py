@@ -11,12 +11,14 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from dynavae import tree
 from dynavae.averaging import WeightAverage
 from dynavae.diagnostics import Totals
+from dynavae.em import add
 from dynavae.loading import Batch
-from dynavae.loss import Loss, at_least, one_of
+from dynavae.loss import Loss, at_least, one_of, together
 from dynavae.model import SequentialLVM
-from dynavae.parallel import Averaged, average_gradients, main_process, rank
+from dynavae.parallel import Averaged, average_gradients, gathered, main_process, rank
 from dynavae.schedules import Real, Row, learning_rate, seed_for
 from dynavae.watch import Watch
 
@@ -34,7 +36,8 @@ class Learner(LightningModule):
         model: any model; it is trained in place.
         objective: "elbo", "iwae" and "renyi" (K whole paths), "fivo" (a particle filter), or "exact", log p(x) itself, of
             an exact model: many times faster there than "elbo", which is the same number by way of sampled paths. Its KL
-            is reported as 0.
+            is reported as 0. "em": each epoch is one iteration of EM over all data, without optimizer or learning rate;
+            its ``train/`` figures are those before the iteration, its ``valid/`` figures those after it.
         particles: K; default 1 for the ELBO and 8 for the others.
         kl: "analytic", "sample", or "auto": sampled for exact models (there it is the likelihood), discrete
             latents and where no closed form exists, else analytic; decided once, at the first batch, and logged.
@@ -71,6 +74,8 @@ class Learner(LightningModule):
         hide: what `hide_rate` hides: whole "frames", or single "values" (each coordinate on its own).
         score_hidden: score what is hidden, though the posterior has not read it: learns to impute. Still a bound on
             log p(x), for models that read no past x when they generate ("elbo", "iwae", "renyi").
+        tolerance: of "em": stop when an iteration gains less, in nats per frame of the training data; None never does.
+        starts: of "em": try so many starts from the data, and go on from the best, see :func:`dynavae.fit_em`.
         compile: put the scoring of all frames through `torch.compile`: needs a C++ compiler, takes some seconds at
             the start; what it gains is in the page on speed.
         seed: of all noise.
@@ -124,10 +129,20 @@ class Learner(LightningModule):
         hide_rate: Real = 0.0,
         hide: str = "frames",
         score_hidden: bool = False,
+        tolerance: Real | None = None,
+        starts: int = 1,
         compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.by_em = objective == "em"
+        at_least("starts", starts, 1)
+        if not self.by_em and (tolerance is not None or starts != 1):
+            raise ValueError(f"tolerance and starts belong to objective='em'; got objective={objective!r}.")
+        if self.by_em and (ema is not None or hide_rate):
+            raise ValueError(
+                "objective='em' has no updates to average and hides nothing: leave ema and hide_rate."
+            )
         one_of("optimizer", optimizer, tuple(OPTIMIZERS))
         one_of("lr_schedule", lr_schedule, SCHEDULES)
         at_least("lr_warmup", lr_warmup, 0)
@@ -169,7 +184,10 @@ class Learner(LightningModule):
         )
         self.gradient_clip, self.seed = gradient_clip, seed
         self.average = None if ema is None else WeightAverage(model, ema)
-        self.automatic_optimization = truncate is None
+        self.automatic_optimization = truncate is None and not self.by_em
+        self.tolerance, self.starts = tolerance, starts
+        self._sums: Any = None  # expected statistics of this epoch so far
+        self._nats_before = math.inf  # per frame, of the iteration before
         self.summary: Row = {}
         """What was logged in the last epoch."""
         self.kl_dim: Tensor | None = None
@@ -181,7 +199,9 @@ class Learner(LightningModule):
 
     # --- training ---------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        if self.by_em:
+            return None
         kind, lr = OPTIMIZERS[self.optimizer_name], self.rate["lr"]
         optimizer = kind(
             self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=True
@@ -209,7 +229,31 @@ class Learner(LightningModule):
         if not self._started:
             self._started = time.perf_counter() - self._elapsed
 
+    @torch.no_grad()
+    def _em_step(self, batch: Batch, last: bool) -> None:
+        """The expectation over a batch; after the last one, the maximisation."""
+        sums = self.model.expectation(batch.sequences)
+        if batch.share is not None and not batch.share.index:  # a process without a row of this batch
+            sums = tree.tree_map(torch.zeros_like, sums)
+        if isinstance(self._sums, list):  # of a checkpoint
+            found = iter(self._sums)
+            self._sums = tree.tree_map(lambda a: next(found).to(a), sums)
+        self._sums = add(self._sums, sums)
+        nats = -float(sums.log_likelihood)
+        if not math.isfinite(nats):
+            raise FloatingPointError("log p(x) is not finite: standardize x, or raise min_scale.")
+        self._train.add(batch.frames, loss=nats, nats=nats, kl=0.0, reconstruction=nats)
+        if not last:
+            return
+        flat = [_leaves(found) for found in gathered(_leaves(self._sums))]
+        total = iter([torch.stack(parts).sum(0) for parts in zip(*flat, strict=True)])
+        self.model.maximisation(tree.tree_map(lambda a: next(total).to(a), self._sums))
+        self._sums = None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        if self.by_em:
+            self._em_step(batch, batch_idx + 1 == self.trainer.num_training_batches)
+            return None
         per_epoch, self._step = self.trainer.num_training_batches, batch_idx
         epoch = self.current_epoch + batch_idx / per_epoch
         optimizer = self.optimizers()
@@ -217,13 +261,8 @@ class Learner(LightningModule):
         for group in optimizer.param_groups:  # type: ignore[union-attr]
             group["lr"] = rate
         self.summary.update({"kl_weight": self.loss.kl_weight_at(epoch), "lr": rate})
-        if batch.share is not None and self.loss.free_bits:
-            raise ValueError(
-                "free_bits is a floor on the KL of a whole batch, which several processes share: train with devices=1, "
-                "or set free_bits=0."
-            )
         seed = seed_for(self.seed, self.current_epoch, batch_idx)
-        parts = self.loss.parts(batch.sequences, epoch, seed, batch.share)
+        parts = together(self.loss.parts(batch.sequences, epoch, seed, batch.share), batch.share, self.device)
         loss = None
         if not self.loss.truncate:
             for part in parts:
@@ -278,7 +317,13 @@ class Learner(LightningModule):
         for name in ("loss", "nats", "kl", "reconstruction"):
             key = "loss" if name == "loss" else f"{name}_per_frame"
             self.summary[f"train/{key}"] = totals.per_frame(name)
-        self.summary["grad_norm"] = totals.sums["norm"] / totals.sums["updates"]
+        if self.by_em:
+            nats = totals.per_frame("nats")
+            if self.tolerance is not None and self._nats_before - nats < self.tolerance:
+                self.trainer.should_stop = True
+            self._nats_before = nats
+        else:
+            self.summary["grad_norm"] = totals.sums["norm"] / totals.sums["updates"]
         self.summary["frames_per_second"] = totals.frames / self._elapsed
         self.log_dict({k: v for k, v in self.summary.items() if not k.startswith("valid/")}, batch_size=1)
         self.watch.look({"epoch": self.current_epoch + 1, **self.summary}, self.loss.settled)
@@ -291,6 +336,8 @@ class Learner(LightningModule):
             "sums": totals.sums,
             "elapsed": self._elapsed,
             "watch": self.watch.state_dict(),
+            "nats_before": self._nats_before,
+            "statistics": None if self._sums is None else _leaves(self._sums),
         }
         if self.average is not None:
             checkpoint["average"] = self.average.state_dict()
@@ -301,6 +348,7 @@ class Learner(LightningModule):
         if rank() == 0:  # the sums of all processes
             self._train.add(state["frames"], **state["sums"])
         self.watch.load_state_dict(state["watch"])
+        self._nats_before, self._sums = state["nats_before"], state["statistics"]
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
 
@@ -339,3 +387,12 @@ def _prefixes(model: SequentialLVM, freeze: Sequence[str]) -> tuple[str, ...]:
                 f"freeze names {prefix!r}, but {type(model).__name__} has only the parts {parts}."
             )
     return prefixes
+
+
+def _leaves(sums: Any) -> list[Tensor]:
+    """The tensors of a tree of sums."""
+    if isinstance(sums, list):
+        return sums
+    found: list[Tensor] = []
+    tree.tree_map(found.append, sums)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from dynavae.diagnostics import Totals, explain, reconstruction_and_kl
 from dynavae.loading import Batch
 from dynavae.model import SequentialLVM
 from dynavae.noise import Noise, draw
-from dynavae.parallel import Share
+from dynavae.parallel import Share, summed, trouble_anywhere
 from dynavae.resampling import Resampling
 from dynavae.scan import Trajectory, scan
 from dynavae.schedules import Real, kl_weight, ramp, seed_for
@@ -27,8 +27,10 @@ from dynavae.terms import compiled
 
 log = logging.getLogger("dynavae")
 
-OBJECTIVES = ("elbo", "iwae", "renyi", "fivo", "exact")
+OBJECTIVES = ("elbo", "iwae", "renyi", "fivo", "exact", "em")
 HIDE = ("frames", "values")
+Pool = Callable[[Tensor], Tensor] | None
+"""Adds a tensor up over the processes that share a batch."""
 
 
 class Part(NamedTuple):
@@ -87,12 +89,12 @@ class Loss:
                 f"{type(model.emission).__name__} emission: values of a frame are missing all together or not at all; "
                 "hide='values' hides single ones. Take hide='frames'."
             )
-        if objective == "exact" and (
+        if objective in ("exact", "em") and (
             beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden
         ):
             raise ValueError(
-                "objective='exact' is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores what the "
-                "model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."
+                f"objective={objective!r} is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores "
+                "what the model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."
             )
         if score_hidden and (model.autoregressive or objective == "fivo"):
             raise ValueError(
@@ -165,9 +167,11 @@ class Loss:
         weight, sampling = self.kl_weight_at(epoch), self.sampling_at(epoch)
         device, size, rows, counts = batch.x.device, len(batch), slice(None), 1
         frames: Real = batch.frames
+        pool = None
         if share is not None:
             size, rows, counts = share.sequences, share.index or [0], int(bool(share.index))
             frames = share.frames / share.processes
+            pool = lambda a: summed(counts * a)  # noqa: E731
         with seeded(seed, device):
             free, scored = None, batch
             if self.hide_rate:
@@ -209,7 +213,7 @@ class Loss:
             if self.score_hidden and self.hide_rate:
                 trajectory = _scored(trajectory, scored if whole else _frames(scored, chunk))
             kind = self._choose_kl(trajectory)
-            value, weighted = self._gain(trajectory, weight, weighted, self.free_bits)
+            value, weighted = self._gain(trajectory, weight, weighted, self.free_bits, pool)
             loss = -counts * value.sum() / frames
             with torch.no_grad():
                 bound, plain = self._gain(trajectory, 1.0, plain)
@@ -227,10 +231,13 @@ class Loss:
         hidden = torch.rand(size, *shape[1:], device=batch.x.device)[rows] < self.hide_rate
         return hidden.reshape(*hidden.shape, *[1] * (batch.x.ndim - len(shape)))
 
-    def bound(self, trajectory: Trajectory, weight: Real = 1.0, free_bits: Real = 0.0) -> Tensor:
+    def bound(
+        self, trajectory: Trajectory, weight: Real = 1.0, free_bits: Real = 0.0, pool: Pool = None
+    ) -> Tensor:
         """The objective (B,) with the KL weighted; at weight 1 a bound."""
         if self.objective == "elbo":
-            return objectives.elbo(trajectory, self._choose_kl(trajectory), float(weight), float(free_bits))
+            kl = self._choose_kl(trajectory)
+            return objectives.elbo(trajectory, kl, float(weight), float(free_bits), pool)
         if self.objective == "fivo":
             return objectives.fivo(trajectory)
         trajectory = _tempered(trajectory, weight)
@@ -244,10 +251,11 @@ class Loss:
         weight: Real,
         before: tuple[Tensor, Tensor] | None,
         free_bits: Real = 0.0,
+        pool: Pool = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """What a chunk adds to the bound, given the log-weights and the bound of the paths before it."""
         if self.objective in ("elbo", "fivo"):  # sums over time: scan has carried the rest
-            return self.bound(trajectory, weight, free_bits), None
+            return self.bound(trajectory, weight, free_bits, pool), None
         trajectory = _tempered(trajectory, weight)
         if before is not None:
             trajectory = trajectory._replace(
@@ -280,7 +288,7 @@ class Loss:
         if not batch.rows:
             return
         sequences, resample = batch.sequences, self.objective == "fivo"
-        if self.objective == "exact":
+        if self.objective in ("exact", "em"):
             nats = -float(self.model.exact_log_likelihood(sequences).double().sum())
             totals.add(batch.frames, nats=nats, kl=0.0, reconstruction=nats)
             return
@@ -293,6 +301,22 @@ class Loss:
         terms = torch.stack([-bound, kl, -reconstruction]).cpu().double().sum(1).tolist()
         totals.add(batch.frames, **dict(zip(("nats", "kl", "reconstruction"), terms, strict=True)))
         totals.add_latents(trajectory)
+
+
+def together(parts: Iterator[Part], share: Share | None, device: torch.device) -> Iterator[Part]:
+    """The parts of a loss; if one is not finite in any process, all of them raise, and none waits for the others."""
+    while True:
+        part, trouble = None, ""
+        try:
+            part = next(parts, None)
+        except FloatingPointError as error:
+            trouble = str(error)
+        trouble = trouble if share is None else trouble_anywhere(trouble, device)
+        if trouble:
+            raise FloatingPointError(trouble)
+        if part is None:
+            return
+        yield part
 
 
 def _tempered(trajectory: Trajectory, weight: Real) -> Trajectory:

@@ -104,6 +104,7 @@ class SequentialLVM(nn.Module, abc.ABC):
     Class attributes, each of which a law checks against what autograd sees:
         causal: q(z_t | .) reads x_<=t only, so the model can filter and stream.
         autoregressive: the generative part reads x_<t.
+        marginalises: `update` leaves out what is missing of x_t (its features say what), so nothing is drawn in its place.
         reads_prior: `posterior` reads `past.prior`; the engine then computes it in the loop.
         mean_field: q(z_t | .) does not read z_<t, so z_1:T is drawn at once and `unroll` replaces the loop.
         bridges: where x_t is missing, and there only, q(z_t | .) reads z_<t and the future of x whatever the two above
@@ -111,18 +112,21 @@ class SequentialLVM(nn.Module, abc.ABC):
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see `exact_log_likelihood` and its fellows.
+        closed_form_em: `expectation` and `maximisation` fit it by EM; it may depend on options, then `__init__` sets it.
 
     Attributes set by ``__init__``: `x_dim, z_dim, w_dim, control_dim, emission, config`.
     """
 
     causal: bool = False
     autoregressive: bool = False
+    marginalises: bool = False
     reads_prior: bool = False
     mean_field: bool = False
     bridges: bool = False
     per_step_likelihood: bool = True
     discrete_latent: bool = False
     exact: bool = False
+    closed_form_em: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named constructor options that the laws also run on, beside the defaults."""
     causal_variant: ClassVar[dict[str, Any]] = {}
@@ -299,6 +303,23 @@ class SequentialLVM(nn.Module, abc.ABC):
     def latent_values(self, z: Tensor) -> Tensor:
         """z as numbers that may be averaged: one-hot codes where z is a class."""
         return z
+
+    # --- for models that EM fits ------------------------------------------------------------------------
+
+    def expectation(self, batch: Sequences) -> Any:
+        """Sums of expected statistics: a named tuple of tensors that add up over batches.
+
+        Its `log_likelihood` is log p(x) of the batch, nats.
+        """
+        raise TypeError(f"{type(self).__name__} has no closed-form EM.")
+
+    def maximisation(self, statistics: Any) -> None:
+        """Move the parameters to the greatest expected log-likelihood, given the sums over all data."""
+        raise TypeError(f"{type(self).__name__} has no closed-form EM.")
+
+    def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:
+        """Start from data, (T, x_dim) values and masks of each sequence; False: the parameters were left as they are."""
+        return False
 
     # --- frame by frame -------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ r"""Objectives: pure functions of a trajectory, in nats per sequence (B,), to be
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ def elbo(
     kl: str = "analytic",
     beta: float = 1.0,
     free_bits: float = 0.0,
+    pool: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, " B"]:
     """Evidence lower bound, averaged over the K paths.
 
@@ -32,6 +34,7 @@ def elbo(
         beta: weight of the KL; anything but 1 is a training objective, not a bound to report.
         free_bits: nats per latent coordinate, per frame, below which the KL (averaged over frames, paths and
             sequences) is not penalised; needs the analytic KL.
+        pool: adds a tensor up over the processes that share a batch, for free bits, whose floor is on the KL of all.
 
     Raises:
         ValueError: if an analytic KL is asked for and there is none, or the paths were resampled.
@@ -40,7 +43,7 @@ def elbo(
     """
     reconstruction, divergence = factors(trajectory, kl)
     if free_bits > 0:
-        divergence = _free_bits(trajectory, free_bits)
+        divergence = _free_bits(trajectory, free_bits, pool)
     return reconstruction - beta * divergence
 
 
@@ -63,14 +66,21 @@ def factors(trajectory: Trajectory, kl: str = "analytic") -> tuple[Tensor, Tenso
     return reconstruction, divergence
 
 
-def _free_bits(trajectory: Trajectory, minimum: float) -> Tensor:
+def _free_bits(
+    trajectory: Trajectory, minimum: float, pool: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """KL with a floor per latent coordinate; spread evenly over sequences, so that its mean is the total."""
     if trajectory.kl is None:
         raise ValueError("free bits need a closed-form KL; these distributions have none. Use free_bits=0.")
-    frames = trajectory.valid.sum()
-    per_coordinate = trajectory.kl.sum(0).mean(0).sum(0) / frames  # (z_dim,) nats per frame
-    floored = per_coordinate.clamp(min=minimum).sum() * frames / trajectory.valid.shape[1]
-    out = floored.expand(trajectory.valid.shape[1])
+    nats = trajectory.kl.sum(0).mean(0).sum(0)  # (z_dim,)
+    everything = torch.cat([nats.detach(), trajectory.valid.sum().to(nats).view(1), nats.new_ones(1)])
+    if pool is not None:
+        everything = pool(everything)
+    all_nats, (frames, processes) = everything[:-2], everything[-2:]
+    free = minimum * frames
+    paid = torch.where(all_nats < free, free / processes, nats).sum()
+    B = trajectory.valid.shape[1]
+    out = (paid / B).expand(B)
     return out if trajectory.kl_w is None else out + trajectory.kl_w.sum(-1).mean(0)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.nn import Parameter
 
 STRATEGIES = ("auto", "ddp")
@@ -74,6 +75,22 @@ def gathered(value: Any) -> list[Any]:
     values: list[Any] = [None] * processes()
     dist.all_gather_object(values, value)
     return values
+
+
+def summed(a: Tensor) -> Tensor:
+    """The sum of all processes' tensors; no gradient passes."""
+    if processes() > 1:
+        a = a.clone()
+        dist.all_reduce(a)
+    return a
+
+
+def trouble_anywhere(trouble: str, device: torch.device) -> str:
+    """What has gone wrong in any process, known to all of them, so that they can end together; "" if nothing has."""
+    if not agreed(int(bool(trouble)), device):
+        return ""
+    found = [(i, said) for i, said in enumerate(gathered(trouble)) if said]
+    return found[0][1] if processes() == 1 else f"process {found[0][0]}: {found[0][1]}"
 
 
 def agreed(number: int, device: torch.device) -> int:

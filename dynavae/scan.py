@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dynavae import tree
 from dynavae.batch import Sequences
-from dynavae.distributions import REPARAMETERIZED, at, expand, sample_at
+from dynavae.distributions import REPARAMETERIZED, MultivariateNormal, at, expand, sample_at
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.proposals import Amortized, Proposal, amortized
@@ -147,7 +147,8 @@ class _Run:
             self.given_all = self.given.flatten(1).all(1).tolist()
         self.free = free is not None
         diverged = state is not None and state.drawn and model.past_x.out_dim > 0
-        self.draws = bool(model.autoregressive) and (diverged or not all(self.given_all))
+        gaps = not all(self.given_all) and (self.free or draw_x or not model.marginalises)
+        self.draws = bool(model.autoregressive) and (diverged or gaps)
         # Where the posterior has something to read (T, B).
         seen = self.valid if complete else observed.any(-1)
         informed = seen
@@ -191,7 +192,10 @@ class _Run:
         frame = Frame(self.x, self.observed, self.control)
         keep = self.valid if self.carry and self.ragged else None
         if self.fast:
-            self.u, v = model.features(frame), model.recognition(frame)
+            self.u = model.features(frame)
+            v = (
+                model.recognition(frame) if model.seen_x.out_dim else self.u
+            )  # without a memory nothing reads it
         else:
             frames = [Frame(*f) for f in zip(*(_steps(a, T) for a in frame), strict=True)]
             self.u = tree.stack([model.features(f) for f in frames])
@@ -292,6 +296,8 @@ class _Run:
     def _fill(self, x: Tensor, given: Tensor, p_x: Any, noise: Tensor | None) -> Tensor:
         if self.feedback == "mean":
             drawn = p_x.mean
+        elif isinstance(p_x, MultivariateNormal) and not self.free and noise is not None:
+            drawn = p_x.complete(x, given, noise)
         else:
             drawn = p_x.sample(noise)
         if self.free or not isinstance(p_x, REPARAMETERIZED):

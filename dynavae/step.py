@@ -86,7 +86,7 @@ def advance(
         informed = None if bool(informed.all()) else informed
 
     # What x_<t left behind: as the inference part saw it (c), and with drawn values for what it missed (m).
-    drawing = observed is not None and bool(model.autoregressive)
+    drawing = observed is not None and bool(model.autoregressive) and not model.marginalises
     drawn = state.drawn or drawing
     m = state.m if state.drawn or not drawn else per_particle(state.c, K)
     c = past_x.read(m if drawn else state.c)

@@ -17,10 +17,12 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from dynavae.allocator import keep_freed_memory
 from dynavae.batch import Sequences
 from dynavae.callbacks import Progress, Recorder
 from dynavae.data.dataset import SequenceDataset
 from dynavae.diagnostics import first_nonfinite
+from dynavae.em import choose_start
 from dynavae.learner import Learner
 from dynavae.loading import loader, to_data
 from dynavae.model import SequentialLVM
@@ -39,6 +41,7 @@ __all__ = [
     "kl_weight",
     "learning_rate",
     "loader",
+    "values",
 ]
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -86,7 +89,7 @@ def fit(
     checkpoint_minutes: float | None = 10.0,
     **options: Any,
 ) -> FitResult:
-    """Train a model, in place.
+    """Train a model, in place: by gradient, or by EM (`objective="em"`: an epoch is one iteration over all data).
 
     Batches hold sequences of like length and change every epoch. After each epoch the validation bound is
     computed, in nats per frame, with noise that is the same each time; the returned model has the weights
@@ -106,7 +109,8 @@ def fit(
         patience: stop after so many epochs without a better validation bound, counted after the KL warm-up and
             scheduled sampling have reached their end.
         seed: of batches and noise.
-        calibrate: first set the output bias to the marginal of the training data, see :func:`calibrate`.
+        calibrate: first set the output bias to the marginal of the training data, see :func:`calibrate`; with
+            objective="em", start from clusters or moments of it, see :func:`dynavae.fit_em`.
         progress: show a progress bar.
         accelerator: "auto", "cpu" or "gpu".
         devices: processes, each with its GPU or its share of the cores, that train together (the script is started
@@ -162,6 +166,7 @@ def fit(
     if checkpoint_minutes is not None and checkpoint_minutes < 0:
         raise ValueError(f"checkpoint_minutes should be 0 or more, or None; got {checkpoint_minutes}.")
     processes = layout(devices, strategy)
+    keep_freed_memory()
     out = None if out_dir is None else Path(out_dir)
     settings = dict(
         epochs=epochs,
@@ -175,7 +180,10 @@ def fit(
     description = {**_description(model, train, valid), "options": settings}
     checkpoint, notes = prepare(out, resume, description, main_process())
     if calibrate and checkpoint is None:
-        _calibrate(model, train)
+        if learner.by_em:
+            choose_start(model, train, learner.starts, seed)
+        else:
+            _calibrate(model, train)
     batches = loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers, crop=crop)
     recorder = Recorder(out, patience, description, tensorboard, batches.sampler, checkpoint_minutes, notes)
     device = next(model.parameters()).device
@@ -240,17 +248,17 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
     """
     own = getattr(model, "calibrate", None)
     if own is not None:
-        return bool(own(list(_values(to_data(data)))))
+        return bool(own(list(values(to_data(data)))))
     head = getattr(model, "p_x", None)
     if not isinstance(head, EmissionHead):
         return False
     data = to_data(data)
     count, total = torch.zeros(model.x_dim), torch.zeros(model.x_dim, dtype=torch.float64)
-    for x, seen in _values(data):
+    for x, seen in values(data):
         count, total = count + seen.sum(0), total + x.sum(0)
     mean = total / count.clamp(min=1)
     square = torch.zeros_like(total)
-    for x, seen in _values(data):
+    for x, seen in values(data):
         square = square + torch.where(seen, x - mean, 0.0).square().sum(0)
     stddev = (square / count.clamp(min=1)).sqrt()
     stddev = torch.where(count > 0, stddev, 1.0)
@@ -262,7 +270,7 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
 _calibrate = calibrate  # `fit` has an argument of that name
 
 
-def _values(data: SequenceDataset | Sequences) -> Iterator[tuple[Tensor, Tensor]]:
+def values(data: SequenceDataset | Sequences) -> Iterator[tuple[Tensor, Tensor]]:
     """Values (frames, x_dim), 0 where missing, and whether they were observed."""
     for i in range(len(data)):
         batch = data[[i]] if isinstance(data, Sequences) else data.batch([i])
@@ -274,7 +282,7 @@ def _check_data(what: str, data: SequenceDataset | Sequences, model: SequentialL
     like = next(model.parameters())
     first = data[[0]] if isinstance(data, Sequences) else data.batch([0])
     check_fits(model, first.to(device=like.device, dtype=like.dtype))
-    for i, (x, observed) in enumerate(_values(data)):
+    for i, (x, observed) in enumerate(values(data)):
         model.emission.check(x, f"{what}, sequence {data.names[i]!r},", observed)
 
 
@@ -302,7 +310,12 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        for message in (".*does not have many workers", ".*GPU available but not used", ".*LeafSpec"):
+        for message in (
+            ".*does not have many workers",
+            ".*GPU available but not used",
+            ".*LeafSpec",
+            ".*configure_optimizers.* returned `None`",  # EM has no optimizer
+        ):
             warnings.filterwarnings("ignore", message=message)
         for logger in loggers:
             logger.setLevel(logging.ERROR)

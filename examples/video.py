@@ -54,7 +54,7 @@ rows = {
 figure, axes = plt.subplots(4, 1, figsize=(10, 2.9))
 for axis, (name, frames) in zip(axes, rows.items(), strict=True):
     strip = torch.nn.functional.pad(frames[0].reshape(20, 32, 32), (0, 4), value=0.6)
-    axis.imshow(strip.permute(1, 0, 2).reshape(32, -1), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(strip.permute(1, 0, 2).reshape(32, -1).numpy(), cmap="gray", vmin=0, vmax=1)
     axis.set_title(name, loc="left", fontsize=8)
     axis.axis("off")
     axis.axvline(4 * 36 - 2.5, color="tab:orange")

@@ -233,7 +233,7 @@ def test_impute_and_forecast_give_the_exact_mean():
 
 
 def test_start_refusals():
-    with pytest.raises(ValueError, match="start should be 'random' or 'local_level'; got 'zero'"):
+    with pytest.raises(ValueError, match="start should be 'random', 'data' or 'local_level'; got 'zero'"):
         LGSSM(x_dim=2, z_dim=2, start="zero")
     with pytest.raises(ValueError, match="z_dim should be x_dim = 3; got 2"):
         LGSSM(x_dim=3, z_dim=2, start="local_level")

@@ -257,7 +257,7 @@ def test_prediction_is_filtering_with_missing_frames_and_chunks_agree() -> None:
     ahead = kalman.kalman_predict(late, first.mean[-1], first.covariance[-1], 3, control[3:])
     start = late._replace(m0=ahead.mean[0], P0=ahead.covariance[0])
     second = kalman_filter(start, x[3:], observed[3:], control[3:])
-    for joined, a, b in zip(whole, first, second, strict=True):
+    for joined, a, b in zip(whole[:5], first[:5], second[:5], strict=True):
         close(torch.cat([a, b]), joined)
 
 
@@ -308,7 +308,7 @@ def test_gradcheck() -> None:
         filtered = kalman_filter(free, x, observed, control)
         noise = torch.ones(3, 1, 2, 2, dtype=torch.float64)
         return (
-            *filtered, *kalman_smoother(free, filtered), kalman.sample_posterior(free, filtered, noise),
+            *filtered[:5], *kalman_smoother(free, filtered)[:4], kalman.sample_posterior(free, filtered, noise),
             *kalman.backward_information(free, x, observed, control),
         )  # fmt: skip
 
@@ -321,14 +321,14 @@ def test_gradcheck() -> None:
 def test_unseen_values_change_nothing_and_get_no_gradient() -> None:
     problem = random_problem(9)
     params, x, observed, control = problem
-    expected = [*kalman_filter(*problem), *kalman.backward_information(*problem)]
+    expected = [*kalman_filter(*problem)[:5], *kalman.backward_information(*problem)]
     for junk in (math.nan, math.inf, 1e30):
         spoiled = x.masked_fill(~observed, junk).requires_grad_()
         A = params.A.clone().requires_grad_()
         free = params._replace(A=A)
         filtered = kalman_filter(free, spoiled, observed, control)
         message = kalman.backward_information(free, spoiled, observed, control)
-        for got, value in zip([*filtered, *message], expected, strict=True):
+        for got, value in zip([*filtered[:5], *message], expected, strict=True):
             assert torch.equal(got, value)
         total = (
             kalman_smoother(free, filtered).mean.sum() + filtered.log_likelihood.sum() + message.log_c.sum()

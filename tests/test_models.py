@@ -34,6 +34,9 @@ TABLE = [
     ("DSAE", {}, "z_{<t}", "z_t, w", "x_{1:T}, w", "x_{1:T}"),
     ("LGSSM", {}, "z_{t-1}", "z_t", "x_{t:T}, z_{t-1}", None),
     ("HMM", {}, "z_{t-1}", "z_t", "x_{t:T}, z_{t-1}", None),
+    ("GMM", {}, "", "z_t", "x_t", None),
+    ("PPCA", {}, "N(0, I)", "z_t", "x_t", None),
+    ("FactorAnalysis", {}, "N(0, I)", "z_t", "x_t", None),
 ]
 
 

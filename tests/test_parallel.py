@@ -46,15 +46,23 @@ def check_equal(one: Path, two: Path, cases: list[str]) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    cases, one, two = ["VRNN", "SRNN"], tmp_path / "one", tmp_path / "two"
+    cases, one, two = ["VRNN", "SRNN", "free_bits"], tmp_path / "one", tmp_path / "two"
     train(one, 1, cases)
     start([sys.executable, str(SCRIPT), str(two), "2", *cases])
     check_equal(one, two, cases)
 
 
+def test_all_processes_end_when_one_diverges(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "2", "diverging"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "FloatingPointError: process " in done.stderr and "is NaN first at" in done.stderr
+    assert "gloo" not in done.stderr.lower() and "Connection closed" not in done.stderr
+
+
 @pytest.mark.slow
 def test_torchrun_starts_every_case(tmp_path: Path) -> None:
-    cases, one, two = list(CASES), tmp_path / "one", tmp_path / "two"
+    cases, one, two = [c for c in CASES if c != "diverging"], tmp_path / "one", tmp_path / "two"
     train(one, 1, cases)
     start([*TORCHRUN, str(SCRIPT), str(two), "1", *cases])
     check_equal(one, two, cases)

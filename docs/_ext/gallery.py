@@ -17,7 +17,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-ORDER = ("tracking", "imputation", "video", "chorales", "regimes", "latent_space", "anomalies", "bounds")
+ORDER = (
+    "tracking",
+    "ball",
+    "structural",
+    "imputation",
+    "video",
+    "chorales",
+    "regimes",
+    "latent_space",
+    "anomalies",
+    "bounds",
+)
 STYLE = {
     "figure.constrained_layout.use": True,
     "figure.dpi": 110,

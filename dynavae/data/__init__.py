@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dynavae.data.classics import Classic, load_classic
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.midi import load_midi, midi_files
 from dynavae.data.music import load_jsb, load_jsb16, load_muse, load_nottingham, load_piano
@@ -22,10 +23,12 @@ from dynavae.data.video import VIDEOS, true_states
 __all__ = [
     "DATASETS",
     "KINDS",
+    "Classic",
     "DataSplits",
     "Schema",
     "SequenceDataset",
     "load",
+    "load_classic",
     "load_midi",
     "load_npz",
     "load_table",

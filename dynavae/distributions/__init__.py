@@ -1,7 +1,7 @@
 """Distributions as named tuples of tensors: light enough for the inner loop, stackable along time.
 
-Every distribution factorises over, or lives on, the last axis (`factorised`, `multivariate`, `nade`), or is made of
-such ones (`structured`). Its randomness is always standard normal noise given by the caller, so that one block of
+Every distribution factorises over, or lives on, the last axis (`factorised`, `multivariate`, `mixture`, `nade`), or is made
+of such ones (`structured`). Its randomness is always standard normal noise given by the caller, so that one block of
 noise, drawn before the time loop, decides every sample: `sample(noise)` is a differentiable function of the parameters
 where `reparameterized` is true. `log_prob(x, observed)` sums over the observed coordinates only: the exact marginal
 (a NADE has none in closed form: of a frame, all or no coordinates are observed).
@@ -20,6 +20,7 @@ from dynavae.distributions.factorised import (
     standard_normal,
     total,
 )
+from dynavae.distributions.mixture import GaussianMixture
 from dynavae.distributions.multivariate import MultivariateNormal
 from dynavae.distributions.nade import NADE, NADEWeights
 from dynavae.distributions.structured import (
@@ -43,6 +44,7 @@ __all__ = [
     "Categorical",
     "Chain",
     "Either",
+    "GaussianMixture",
     "Laplace",
     "MultivariateNormal",
     "NADEWeights",

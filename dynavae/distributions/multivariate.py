@@ -40,6 +40,17 @@ class MultivariateNormal(NamedTuple):
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (whitened.square().sum(-1) + constant) - log_det
 
+    def complete(self, x: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
+        """A sample given the observed coordinates, which keep their values: a draw, corrected by what it and x differ in."""
+        drawn = self.sample(noise)
+        covariance = self.scale_tril @ self.scale_tril.mT
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        block = torch.where(observed.unsqueeze(-1) & observed.unsqueeze(-2), covariance, eye)
+        difference = torch.where(observed, x - drawn, 0.0).unsqueeze(-1)
+        across = torch.where(observed.unsqueeze(-2), covariance, 0.0)
+        corrected = drawn + (across @ torch.linalg.solve(block, difference)).squeeze(-1)
+        return torch.where(observed, x, corrected)
+
     def kl(self, other: Any) -> Tensor | None:
         """The whole divergence, as one coordinate."""
         if not isinstance(other, MultivariateNormal):

@@ -17,6 +17,7 @@ from dynavae.distributions.factorised import (
     PowerSpectrum,
     StudentT,
 )
+from dynavae.distributions.mixture import GaussianMixture
 from dynavae.distributions.multivariate import MultivariateNormal
 from dynavae.distributions.nade import NADE
 
@@ -133,6 +134,7 @@ OWN_AXES: dict[type, tuple[int, ...]] = {
     Categorical: (2,),
     PowerSpectrum: (1,),
     MultivariateNormal: (1, 2),
+    GaussianMixture: (1, 2, 2),
 }
 """Axes of each parameter that belong to one draw; whatever leads is time, particles, batch."""
 
@@ -158,7 +160,7 @@ def expand(d: Any, lead: tuple[int, ...]) -> Any:
         a.ndim - k == len(lead) and a.shape[:-k] == lead for a, k in zip(d, own, strict=True)
     ):
         return d
-    dim = d[0].shape[-1]
+    dim = d[0].shape[-1]  # a scale may be one number for all coordinates
     shapes = [(*lead, dim) if k == 1 else (*lead, *a.shape[-2:]) for a, k in zip(d, own, strict=True)]
     return type(d)(*(a.expand(shape) for a, shape in zip(d, shapes, strict=True)))
 

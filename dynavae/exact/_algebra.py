@@ -58,3 +58,60 @@ def gaussian_log_density(
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_density: Tensor = -0.5 * (count * math.log(2 * math.pi) + log_det + white.square().sum(-1))
     return log_density
+
+
+def semidefinite_cholesky(
+    matrix: Float[Tensor, "*batch n n"],
+    name: str,
+    scale: Float[Tensor, "*batch n"] | None = None,
+    eps: float | None = None,
+) -> Float[Tensor, "*batch n n"]:
+    """Lower factor of a positive semidefinite matrix: the Cholesky factor, with a column of zeros for each zero pivot.
+
+    Pivots are compared with the diagonal of the matrix, or with `scale`: variances from which it was subtracted;
+    `eps` is the precision with which the matrix is known, by default that of its type.
+    """
+    matrix = symmetric(matrix)
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).detach() if scale is None else scale.detach()
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not info.any() and not _vanishing(factor, diagonal).any():
+        return factor
+    n, columns, rest = matrix.shape[-1], [], matrix
+    eps = torch.finfo(matrix.dtype).eps if eps is None else eps
+    tiny = 16 * n * eps * diagonal
+    for j in range(n):
+        pivot = rest[..., j, j]
+        positive = pivot.detach() > tiny[..., j]
+        root = torch.where(positive, pivot, 1.0).sqrt()
+        column = torch.where(positive.unsqueeze(-1), rest[..., :, j] / root.unsqueeze(-1), 0.0)
+        column = torch.cat([torch.zeros_like(column[..., :j]), column[..., j:]], -1)
+        columns.append(column)
+        rest = rest - column.unsqueeze(-1) * column.unsqueeze(-2)
+    rounding = eps**0.5 * diagonal.abs().amax(-1)
+    if not (rest.detach().abs().amax((-1, -2)) <= rounding).all():
+        raise ValueError(f"{name} is not positive semidefinite. Check that Q, R and P0 are covariances.")
+    return torch.stack(columns, -1)
+
+
+def regular(matrix: Float[Tensor, "*batch n n"], name: str) -> Float[Tensor, "*batch n n"]:
+    """The matrix if it is positive definite; if it is only semidefinite, P + E with which P X = B can be solved.
+
+    E is diagonal, 1 at the coordinates whose pivot vanishes. Its range and that of P have nothing but 0 in common, so for a
+    right-hand side in the range of P the solution X of (P + E) X = B has E X = 0, hence P X = B.
+    """
+    with torch.no_grad():
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if not info.any() and not _vanishing(factor, matrix.diagonal(dim1=-2, dim2=-1)).any():
+            return matrix
+        factor = semidefinite_cholesky(matrix, name)
+        dead = factor.diagonal(dim1=-2, dim2=-1) == 0
+        scale = matrix.diagonal(dim1=-2, dim2=-1).abs()
+        extra = torch.where(dead, torch.where(scale > 0, scale, 1.0), 0.0)
+    return matrix + torch.diag_embed(extra)
+
+
+def _vanishing(factor: Tensor, diagonal: Tensor) -> Tensor:
+    """Pivots that rounding alone would leave."""
+    tiny = 16 * factor.shape[-1] * torch.finfo(factor.dtype).eps
+    return factor.detach().diagonal(dim1=-2, dim2=-1).square() <= tiny * diagonal

@@ -13,26 +13,30 @@ Review of Linear Gaussian Models, 1999.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dynavae.exact._algebra import cholesky, gaussian_log_density, into_later, matvec, per_step, symmetric
+from dynavae.exact import forms
+from dynavae.exact._algebra import matvec, per_step, semidefinite_cholesky, symmetric
 from dynavae.exact._entry import check_float, check_shape, entry
+from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact.information import Conditioned, Information, backward_information, condition
+from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import (
     Gaussian,
     LinearGaussian,
     Simulated,
     check_parameters,
     check_sequence,
-    observed_emission,
     offsets,
     predictive_observation,
     simulate,
 )
+from dynavae.exact.square_root import reversed_kernel_of_roots, with_derivative
+from dynavae.tree import tree_map
 
 __all__ = [
     "Conditioned",
@@ -53,48 +57,20 @@ __all__ = [
 ]
 
 
-class Filtered(NamedTuple):
-    r"""Result of :func:`kalman_filter`.
-
-    Attributes:
-        mean: :math:`m_{t|t} = \mathbb{E}[z_t \mid x_{1:t}]`.
-        covariance: :math:`P_{t|t} = \mathrm{Cov}[z_t \mid x_{1:t}]`.
-        predicted_mean: :math:`m_{t|t-1} = \mathbb{E}[z_t \mid x_{1:t-1}]`; :math:`m_0` at t = 1.
-        predicted_covariance: :math:`P_{t|t-1} = \mathrm{Cov}[z_t \mid x_{1:t-1}]`; :math:`P_0` at t = 1.
-        log_likelihood: :math:`\log p(x_t \mid x_{1:t-1})` in nats, 0 where nothing is observed; its sum over
-            time is :math:`\log p(x_{1:T})`.
-    """
-
-    mean: Float[Tensor, "T B z_dim"]
-    covariance: Float[Tensor, "T B z_dim z_dim"]
-    predicted_mean: Float[Tensor, "T B z_dim"]
-    predicted_covariance: Float[Tensor, "T B z_dim z_dim"]
-    log_likelihood: Float[Tensor, "T B"]
+def _check_filter(
+    params: Any, x: Any, observed: Any = None, control: Any = None, method: str = "auto"
+) -> None:
+    check_sequence(params, x, observed, control)
+    forms.check(method, params)
 
 
-class Smoothed(NamedTuple):
-    r"""Result of :func:`kalman_smoother`.
-
-    Attributes:
-        mean: :math:`m_{t|T} = \mathbb{E}[z_t \mid x_{1:T}]`.
-        covariance: :math:`P_{t|T} = \mathrm{Cov}[z_t \mid x_{1:T}]`.
-        gain: :math:`G_t = P_{t|t} A_{t+1}^\top P_{t+1|t}^{-1}`, t = 1 ... T - 1.
-        cross_covariance: :math:`\mathrm{Cov}[z_{t+1}, z_t \mid x_{1:T}] = P_{t+1|T} G_t^\top`, t = 1 ... T -
-            1.
-    """
-
-    mean: Float[Tensor, "T B z_dim"]
-    covariance: Float[Tensor, "T B z_dim z_dim"]
-    gain: Float[Tensor, "T-1 B z_dim z_dim"]
-    cross_covariance: Float[Tensor, "T-1 B z_dim z_dim"]
-
-
-@entry(check_sequence)
+@entry(_check_filter)
 def kalman_filter(
     params: LinearGaussian,
     x: Float[Tensor, "T B x_dim"],
     observed: Bool[Tensor, "T B x_dim"] | None = None,
     control: Float[Tensor, "T B u_dim"] | None = None,
+    method: str = "auto",
 ) -> Filtered:
     r"""Distribution of each state given the observations so far, and the log-likelihood.
 
@@ -109,10 +85,12 @@ def kalman_filter(
         x: observations; NaN is missing.
         observed: False where missing or padded; default: where x is not NaN.
         control: u_t, if the model has B or D; finite everywhere.
+        method: form of the computation, all with the same results: "joseph", "square_root", "parallel", "shared", or
+            "auto", which chooses by :func:`dynavae.exact.forms.choose`.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, an observed value that is not finite, or an S_t that
-            is not positive definite.
+        ValueError: for shapes or dtypes that do not fit, an observed value that is not finite, an unknown method or one
+            that does not apply, or an S_t that is not positive definite.
 
     Example:
         >>> I = torch.eye(1)
@@ -122,32 +100,9 @@ def kalman_filter(
         tensor([0.5000, 1.5000, 0.7143])
     """
     T, B, _ = x.shape
+    observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
-    emission = observed_emission(params, x, observed, g)
-    eye = torch.eye(params.m0.shape[-1], dtype=x.dtype, device=x.device)
-    m, P = params.m0.expand(B, -1), params.P0.expand(B, -1, -1)
-    predicted, updated, innovations, factors = [], [], [], []
-    steps = zip(
-        *(per_step(M, T) for M in (params.A, params.Q, emission.C, emission.R)),
-        f.unbind(0), emission.y.unbind(0), strict=True,
-    )  # fmt: skip
-    for t, (A, Q, C, R, f_t, y) in enumerate(steps):
-        if t > 0:
-            m, P = matvec(A, m) + f_t, symmetric(A @ P @ A.mT + Q)
-        predicted.append((m, P))
-        CP = C @ P
-        L = cholesky(symmetric(CP @ C.mT + R), "S_t = C P C' + R", t)
-        K = torch.cholesky_solve(CP, L).mT
-        e = y - matvec(C, m)
-        keep = eye - K @ C
-        m, P = m + matvec(K, e), symmetric(keep @ P @ keep.mT + K @ R @ K.mT)
-        updated.append((m, P))
-        innovations.append(e)
-        factors.append(L)
-    log_likelihood = gaussian_log_density(torch.stack(innovations), torch.stack(factors), emission.seen)
-    means, covariances = (torch.stack(moment) for moment in zip(*updated, strict=True))
-    predicted_means, predicted_covariances = (torch.stack(moment) for moment in zip(*predicted, strict=True))
-    return Filtered(means, covariances, predicted_means, predicted_covariances, log_likelihood)
+    return forms.run_filter(method, params, x, observed, f, g)
 
 
 def _check_filtered(params: Any, filtered: Any) -> None:
@@ -160,20 +115,18 @@ def _check_filtered(params: Any, filtered: Any) -> None:
     check_float("filtered.mean", filtered.mean, like=params.m0)
 
 
-def _reversed_kernel(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
-    """Gain G_t and covariance V_t of p(z_t | z_{t+1}, x_1:t) = N(m_{t|t} + G_t (z_{t+1} - m_{t+1|t}), V_t).
-
-    V_t is in Joseph form: (I - G A) P_{t|t} (I - G A)' + G Q G'.
-    """
-    A, Q, P = into_later(params.A), into_later(params.Q), filtered.covariance[:-1]
-    L = cholesky(filtered.predicted_covariance[1:], "P_{t+1|t} = A P A' + Q")
-    G = torch.cholesky_solve(A @ P, L).mT
-    keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - G @ A
-    return G, symmetric(keep @ P @ keep.mT + G @ Q @ G.mT)
+def _check_smoother(params: Any, filtered: Any, method: str = "auto") -> None:
+    _check_filtered(params, filtered)
+    forms.check(method, params)
+    if method == "square_root" and filtered.factor is None:
+        raise ValueError(
+            "method='square_root' smooths factors, which filtered does not have; filter with "
+            "kalman_filter(..., method='square_root') too."
+        )
 
 
-@entry(_check_filtered)
-def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
+@entry(_check_smoother)
+def kalman_smoother(params: LinearGaussian, filtered: Filtered, method: str = "auto") -> Smoothed:
     r"""Distribution of each state given all observations (Rauch, Tung and Striebel).
 
     .. math::
@@ -184,12 +137,16 @@ def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     Missing data, lengths and controls are already in `filtered`. After the end of a sequence the result is
     the prediction, equal to the filtered moments.
 
+    Where a predicted covariance is singular, as with states that are known without error, its inverse is one on its range.
+
     Args:
         params: the model.
         filtered: result of :func:`kalman_filter` for the same model.
+        method: as for :func:`kalman_filter`, of the same method or another one; "square_root" needs its factors.
 
     Raises:
-        ValueError: for shapes that do not fit, or a predicted covariance that is not positive definite.
+        ValueError: for shapes that do not fit, an unknown method or one that does not apply, or a predicted covariance that
+            is not positive semidefinite.
 
     Example:
         >>> I = torch.eye(1)
@@ -198,17 +155,7 @@ def kalman_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
         >>> kalman_smoother(walk, kalman_filter(walk, x)).mean.flatten()
         tensor([0.7143, 1.1429, 1.5714])
     """
-    gain, spread = _reversed_kernel(params, filtered)
-    m, P = filtered.mean[-1], filtered.covariance[-1]
-    means, covariances = [m], [P]
-    past = zip(filtered.mean[:-1], filtered.predicted_mean[1:], gain, spread, strict=True)
-    for filtered_mean, predicted_mean, G, V in reversed(list(past)):
-        m = filtered_mean + matvec(G, m - predicted_mean)
-        P = symmetric(V + G @ P @ G.mT)
-        means.append(m)
-        covariances.append(P)
-    covariance = torch.stack(covariances[::-1])
-    return Smoothed(torch.stack(means[::-1]), covariance, gain, covariance[1:] @ gain.mT)
+    return forms.run_smoother(method, params, filtered)
 
 
 def _check_posterior_noise(params: Any, filtered: Any, noise: Any) -> None:
@@ -233,12 +180,12 @@ def sample_posterior(
         G_t^\top\big)
 
     Args:
-        params: the model; P0 and Q positive definite.
+        params: the model.
         filtered: result of :func:`kalman_filter` for the same model.
         noise: standard normal draws, K paths of each sequence.
 
     Raises:
-        ValueError: for shapes that do not fit, or a conditional covariance that is not positive definite.
+        ValueError: for shapes that do not fit, or a conditional covariance that is not positive semidefinite.
 
     Example:
         >>> I = torch.eye(1)
@@ -247,17 +194,30 @@ def sample_posterior(
         >>> sample_posterior(walk, filtered, torch.randn(6, 100, 2, 1)).shape
         torch.Size([6, 100, 2, 1])
     """
-    gain, spread = _reversed_kernel(params, filtered)
-    L = torch.cat(
-        [cholesky(spread, "Cov(z_t | z_{t+1}, x_1:t)"), cholesky(filtered.covariance[-1:], "P_{T|T}")]
-    )
+    dtype, filtered = filtered.mean.dtype, forms.widened(filtered)
+    params, noise = tree_map(lambda a: a.to(filtered.mean.dtype), (params, noise))
+    gain, L = _backward_step(params, filtered)
     shocks = (filtered.mean.unsqueeze(1) + matvec(L.unsqueeze(1), noise)).unbind(0)
     z = [shocks[-1]]
     for G, predicted_mean, shock in reversed(
         list(zip(gain, filtered.predicted_mean[1:], shocks[:-1], strict=True))
     ):
         z.append(shock + matvec(G, z[-1] - predicted_mean))
-    return torch.stack(z[::-1])
+    return torch.stack(z[::-1]).to(dtype)
+
+
+def _backward_step(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
+    """Gains, and factors of the covariances of p(z_t | z_{t+1}, x_1:t) and, last, of p(z_T | x_1:T)."""
+    scale, last = filtered.covariance.diagonal(dim1=-2, dim2=-1), filtered.covariance[-1:]
+    name = "Cov(z_t | z_{t+1}, x_1:t)"
+    if filtered.factor is None:
+        gain, spread = reversed_kernel(params, filtered)
+        return gain, semidefinite_cholesky(torch.cat([spread, last]), name, scale)
+    gain, spread, roots = reversed_kernel_of_roots(params, filtered)
+    spread, roots = torch.cat([spread, last]), torch.cat([roots, filtered.factor[-1:]])
+    return gain, with_derivative(
+        roots, semidefinite_cholesky(spread, name, scale)
+    ) if spread.requires_grad else roots
 
 
 def _check_prediction(params: Any, mean: Any, covariance: Any, steps: int, control: Any = None) -> None:

@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from dynavae.exact._entry import entry
 from dynavae.exact._patterned import Updated, covariances, groups, innovation, unpacked
 from dynavae.exact.linear_gaussian import LinearGaussian, check_constant, offsets
+from dynavae.exact.shared import shared_log_likelihood
 from dynavae.tree import tree_map
 
 
@@ -55,6 +56,9 @@ def log_likelihood(
     T, B, _ = x.shape
     observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
+    if params.m0.device.type != "mps" and bool(observed.all()):
+        wide = tree_map(lambda a: a.double() if a.is_floating_point() else a, (params, x, observed, f, g))
+        return shared_log_likelihood(*wide).to(x.dtype)
     y = torch.where(observed, torch.where(observed, x, 0.0) - g, 0.0).double()
     fixed = (a.double() for a in (params.m0, params.P0, params.A, params.Q, params.C, params.R))
     value: Tensor = _LogLikelihood.apply(*fixed, f.double(), y, observed, x.dtype)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dynavae.exact._algebra import cholesky, matvec, per_step, symmetric
+from dynavae.exact._algebra import matvec, per_step, semidefinite_cholesky, symmetric
 from dynavae.exact._entry import check_broadcast, check_float, check_shape, entry
 
 
@@ -250,13 +250,13 @@ def simulate(
     r"""Sample z_1:T and x_1:T from the model, as a function of standard normal noise.
 
     Args:
-        params: the model; P0, Q and R positive definite.
+        params: the model; P0, Q and R may be singular.
         noise_z: standard normal draws, one per state; T and B are read from it.
         noise_x: standard normal draws, one per observation.
         control: u_t, if the model has B or D.
 
     Raises:
-        ValueError: for shapes that do not fit, or a covariance that is not positive definite.
+        ValueError: for shapes that do not fit, or a covariance that is not positive semidefinite.
 
     Example:
         >>> I = torch.eye(1)
@@ -266,7 +266,7 @@ def simulate(
     """
     T, B, _ = noise_z.shape
     f, g = offsets(params, T, B, control)
-    L0, LQ, LR = (cholesky(getattr(params, name), f"params.{name}") for name in ("P0", "Q", "R"))
+    L0, LQ, LR = (semidefinite_cholesky(getattr(params, name), f"params.{name}") for name in ("P0", "Q", "R"))
     z = [params.m0 + matvec(L0, noise_z[0])]
     driven = (matvec(LQ, noise_z) + f).unbind(0)
     for A, step in zip(per_step(params.A, T)[1:], driven[1:], strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,16 @@ from dynavae.distributions import Categorical
 from dynavae.exact import hmm
 from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
 from dynavae.nn import Emission, EmissionHead
+from dynavae.nn.estimation import emission_of_states, estimate, log_share, start_from_clusters, statistics
+
+
+class Expected(NamedTuple):
+    """Sums over frames: log p(x), expected counts of first states (S,) and of transitions (S, S), and of the emission."""
+
+    log_likelihood: Tensor
+    initial: Tensor
+    transition: Tensor
+    emission: tuple[Any, ...]
 
 
 class HMM(SequentialLVM):
@@ -29,14 +39,18 @@ class HMM(SequentialLVM):
     Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
 
     References: Rabiner, A Tutorial on Hidden Markov Models, 1989.
-    Differs from the reference: nothing; observations that are missing, whole or in part, are left out exactly.
+    Differs from the reference: nothing; observations that are missing, whole or in part, are left out exactly. Fitted by
+    gradient, or by EM (Baum-Welch) with an emission that has an M-step: gaussian, multivariate_gaussian, gaussian_mixture,
+    bernoulli, categorical, power_spectrum.
     Not this model: for states that move continuously, see :class:`LGSSM` and :class:`DKF`.
 
     Args:
         x_dim: features of one observation.
         states: S.
-        emission: coordinates are independent given the state; parameters are a table with a row per state.
+        emission: p(x_t | z_t); parameters are a table with a row per state. Coordinates are independent given the state,
+            but for "multivariate_gaussian" (option covariance: full, diagonal, spherical, tied), and "gaussian_mixture".
         sticky: added to the initial log-probability of staying in a state.
+        pseudo_count: added by EM to each expected count of first states and of transitions: a Dirichlet prior.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, 1).
 
@@ -48,7 +62,13 @@ class HMM(SequentialLVM):
 
     exact = True
     discrete_latent = True
-    variants = {"bernoulli": {"emission": "bernoulli"}}  # noqa: RUF012
+    variants = {  # noqa: RUF012
+        "bernoulli": {"emission": "bernoulli"},
+        "categorical": {"emission": {"emission": "categorical", "classes": 3}},
+        "full": {"emission": "multivariate_gaussian"},
+        "tied": {"emission": {"emission": "multivariate_gaussian", "covariance": "tied"}},
+        "mixture": {"emission": "gaussian_mixture"},
+    }
 
     def __init__(
         self,
@@ -56,11 +76,15 @@ class HMM(SequentialLVM):
         states: int = 8,
         emission: Emission | str | dict[str, Any] = "gaussian",
         sticky: float = 1.0,
+        pseudo_count: float = 0.0,
     ) -> None:
         super().__init__(x_dim, 1, emission)
         if states < 2:
             raise ValueError(f"an HMM needs at least 2 states; got {states}.")
-        self.states = states
+        if pseudo_count < 0:
+            raise ValueError(f"pseudo_count should be 0 or more; got {pseudo_count}.")
+        self.states, self.pseudo_count = states, pseudo_count
+        self.closed_form_em = self.emission.closed_form_em
         self.raw_initial = nn.Parameter(torch.zeros(states))
         self.raw_transition = nn.Parameter(0.1 * torch.randn(states, states) + sticky * torch.eye(states))
         self.p_x = EmissionHead(self.emission, states, x_dim)  # a linear map of a one-hot code: a table
@@ -143,6 +167,36 @@ class HMM(SequentialLVM):
 
     def exact_draw(self, belief: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
         return Categorical(belief[0].unsqueeze(-2)).sample(noise)
+
+    def expectation(self, batch: Sequences) -> Expected:
+        """The E-step of Baum and Welch, in float64."""
+        with torch.no_grad():
+            p = emission_of_states(self.p_x, self.states)
+            x, observed = (a.flatten(2).transpose(0, 1) for a in (batch.x, batch.observed))
+            log_b = p.log_prob(x.double().unsqueeze(-2), observed.unsqueeze(-2))
+            chain = self.log_initial.double(), self.log_transition.double(), log_b, batch.lengths
+            filtered, smoothed = hmm.hmm_filter(*chain), hmm.hmm_smoother(*chain)
+            valid = batch.valid.T
+            gamma = smoothed.log_gamma.exp()
+            return Expected(
+                filtered.log_likelihood.sum(),
+                gamma[0].sum(0),
+                smoothed.log_xi.exp().sum((0, 1)),
+                statistics(self.emission, p, x[valid], observed[valid], gamma[valid]),
+            )
+
+    @torch.no_grad()
+    def maximisation(self, statistics: Expected) -> None:
+        p = emission_of_states(self.p_x, self.states)
+        self.raw_initial.copy_(log_share(statistics.initial + self.pseudo_count, self.raw_initial))
+        self.raw_transition.copy_(log_share(statistics.transition + self.pseudo_count, self.raw_transition))
+        estimate(self.p_x, p, statistics.emission)
+
+    @torch.no_grad()
+    def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:
+        """Emissions of clusters of frames; the chain as it was built."""
+        start_from_clusters(self.p_x, sequences, self.states, generator)
+        return True
 
     def most_probable_path(self, batch: Sequences) -> Tensor:
         """argmax over z_1:T of p(z, x), by the Viterbi algorithm, (B, T) class numbers."""

@@ -12,12 +12,17 @@ from torch.nn.functional import softplus
 
 from dynavae.batch import Sequences
 from dynavae.distributions import MultivariateNormal
-from dynavae.exact import kalman
+from dynavae.exact import em, kalman
+from dynavae.exact._algebra import cholesky
 from dynavae.exact.likelihood import log_likelihood
 from dynavae.exact.local_level import local_level
 from dynavae.exact.simulation import Completed, complete
+from dynavae.exact.stationary import stationary_state
 from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
+from dynavae.nn.heads import inverse_softplus
 
+STABLE = 0.9999
+"""Largest modulus of an eigenvalue of A, if the chain is stationary: a larger A is scaled down."""
 FLOOR = 1e-4
 """Least diagonal of the Cholesky factors of P_0 and Q."""
 
@@ -38,7 +43,8 @@ class LGSSM(SequentialLVM):
 
     References: Kalman 1960; Rauch, Tung and Striebel 1965; Roweis and Ghahramani, A Unifying Review of Linear
     Gaussian Models, 1999.
-    Differs from the references: covariances are held by Cholesky factors with a softplus diagonal.
+    Differs from the references: covariances are held by Cholesky factors with a softplus diagonal. Fitted by gradient, or
+    by EM in closed form (`fit(..., objective="em")`), see :mod:`dynavae.exact.em`.
     Not this model: for a non-linear transition or emission, see :class:`DKF`.
 
     Args:
@@ -47,8 +53,16 @@ class LGSSM(SequentialLVM):
         control_dim: known inputs per frame.
         noise: "full" or "diagonal" covariance R of the observations.
         min_scale: floor of the diagonal of R's Cholesky factor: a coordinate that never changes has no density.
-        start: "random", or "local_level": `fit` then starts from one state per coordinate, with moments of the training
-            data (:func:`~dynavae.exact.local_level.local_level`); it needs z_dim = x_dim.
+        start: "random"; "data": `fit` starts at random parameters on the scale of the training data; or "local_level": it
+            starts from one state per coordinate, with moments of the training data
+            (:func:`~dynavae.exact.local_level.local_level`); it needs z_dim = x_dim.
+        state_noise: "full" or "diagonal" covariance Q.
+        stationary: the first state is that of a chain that has run for ever: m0 and P0 follow from A, b and Q.
+        known: what is not to be learned, by name: nested lists of the shape of m0, A, b, C, d, B or D, with a number where
+            an entry is held and None where it is learned; for P0, Q and R a whole matrix, or a list of variances (numbers
+            or None) of a diagonal one. Such as ``{"A": [[1, 1], [0, None]], "C": [[1, 0]], "Q": [None, 0]}``. Variances
+            below the floor of the factors are raised to it.
+        min_state_scale: floor of the diagonals of the Cholesky factors of P0 and Q.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
 
@@ -61,7 +75,12 @@ class LGSSM(SequentialLVM):
     """
 
     exact = True
-    variants = {"diagonal": {"noise": "diagonal"}}  # noqa: RUF012
+    closed_form_em = True
+    variants = {  # noqa: RUF012
+        "diagonal": {"noise": "diagonal"},
+        "stationary": {"stationary": True, "state_noise": "diagonal"},
+        "known": {"known": {"C": [[1.0, None, 0.0]] * 4, "Q": [None, 0.09, None], "b": [0.0, None, 0.0]}},
+    }
 
     def __init__(
         self,
@@ -71,46 +90,122 @@ class LGSSM(SequentialLVM):
         noise: str = "full",
         min_scale: float = 1e-4,
         start: str = "random",
+        state_noise: str = "full",
+        stationary: bool = False,
+        known: dict[str, Any] | None = None,
+        min_state_scale: float = 1e-4,
     ) -> None:
         super().__init__(x_dim, z_dim, {"emission": "gaussian", "scale": "fixed"}, control_dim)
-        if noise not in ("full", "diagonal"):
-            raise ValueError(f"noise should be 'full' or 'diagonal'; got {noise!r}.")
-        if min_scale <= 0:
-            raise ValueError(f"min_scale should be positive; got {min_scale}.")
-        if start not in ("random", "local_level"):
-            raise ValueError(f"start should be 'random' or 'local_level'; got {start!r}.")
+        for name, kind in (("noise", noise), ("state_noise", state_noise)):
+            if kind not in ("full", "diagonal"):
+                raise ValueError(f"{name} should be 'full' or 'diagonal'; got {kind!r}.")
+        for name, scale in (("min_scale", min_scale), ("min_state_scale", min_state_scale)):
+            if scale <= 0:
+                raise ValueError(f"{name} should be positive; got {scale}.")
+        if start not in ("random", "data", "local_level"):
+            raise ValueError(f"start should be 'random', 'data' or 'local_level'; got {start!r}.")
         if start == "local_level" and z_dim != x_dim:
             raise ValueError(
                 f"start='local_level' has one state per coordinate: z_dim should be x_dim = {x_dim}; got {z_dim}."
             )
-        self.full, self.min_scale, self.start = noise == "full", min_scale, start
-        self.m0 = nn.Parameter(torch.zeros(z_dim))
-        self.A = nn.Parameter(0.9 * torch.eye(z_dim) + 0.05 * torch.randn(z_dim, z_dim) / math.sqrt(z_dim))
+        self.stationary, self.start = stationary, start
+        self.floors = {"P0": min_state_scale, "Q": min_state_scale, "R": min_scale}
+        held = dict(known or {})
+        if stationary and {"m0", "P0"} & set(held):
+            raise ValueError("stationary=True says what m0 and P0 are: leave them out of known.")
+        self.kinds = {"P0": "full", "Q": state_noise, "R": noise}
+        for name in {"P0", "Q", "R"} & set(held):
+            if not isinstance(held[name][0], list | tuple):
+                self.kinds[name] = "diagonal"
+        self.m0 = None if stationary else nn.Parameter(torch.zeros(z_dim))
+        stay = 0.5 if stationary else 0.9
+        self.A = nn.Parameter(stay * torch.eye(z_dim) + 0.05 * torch.randn(z_dim, z_dim) / math.sqrt(z_dim))
         self.b = nn.Parameter(torch.zeros(z_dim))
         self.C = nn.Parameter(torch.randn(x_dim, z_dim) / math.sqrt(z_dim))
         self.d = nn.Parameter(torch.zeros(x_dim))
-        self.raw_P0, self.raw_Q = (nn.Parameter(_raw(z_dim, s)) for s in (1.0, 0.3))
-        raw_R = _raw(x_dim, max(0.5, 1.5 * min_scale), min_scale)
-        self.raw_R = nn.Parameter(raw_R if self.full else raw_R.diagonal().clone())
+        scales = {"P0": 1.0, "Q": 0.3, "R": max(0.5, 1.5 * min_scale)}
+        for name, scale in scales.items():
+            raw = _raw(
+                x_dim if name == "R" else z_dim, max(scale, 1.5 * self.floors[name]), self.floors[name]
+            )
+            raw = raw if self.kinds[name] == "full" else raw.diagonal().clone()
+            self.register_parameter(f"raw_{name}", None if stationary and name == "P0" else nn.Parameter(raw))
         self.B = nn.Parameter(0.1 * torch.randn(z_dim, control_dim)) if control_dim else None
         self.D = nn.Parameter(torch.zeros(x_dim, control_dim)) if control_dim else None
+        for name, value in held.items():
+            self._hold(name, value)
+
+    def _hold(self, name: str, value: Any) -> None:
+        """Keep what is known of a parameter, with NaN where it is learned; nothing of it is in the state dict."""
+        covariance = name in self.kinds
+        target = getattr(self, f"raw_{name}" if covariance else name, None)
+        if target is None or name not in kalman.LinearGaussian._fields:
+            raise ValueError(
+                f"known names {name!r}, which is no parameter of this LGSSM; it has m0, P0, A, Q, C, R, b, d, and B, D "
+                "with controls."
+            )
+        held = torch.tensor(_nan_for_none(value), dtype=torch.float64)
+        if held.shape != target.shape:
+            raise ValueError(
+                f"known[{name!r}] should have shape {tuple(target.shape)}; got {tuple(held.shape)}."
+            )
+        if covariance and held.ndim == 2 and bool(held.isnan().any()):
+            raise ValueError(
+                f"known[{name!r}] should be a whole matrix, or a list of variances; a full one cannot be learned in part."
+            )
+        self.register_buffer(f"known_{name}", held, persistent=False)
+        if not bool(held.isnan().any()):
+            target.requires_grad_(False)
+
+    def _known(self, name: str) -> Tensor | None:
+        return getattr(self, f"known_{name}", None)
+
+    def value(self, name: str) -> Tensor:
+        """A, b, C, d, B, D or m0: what is known of it, and for the rest the parameter."""
+        if name == "m0" and self.stationary:
+            return stationary_state(self.value("A"), self._covariance("Q"), self.value("b")).mean
+        parameter, known = getattr(self, name), self._known(name)
+        if name == "A" and self.stationary:  # a chain that has run for ever is stable
+            radius = torch.linalg.eigvals(parameter).abs().amax()
+            parameter = parameter * (STABLE / radius.clamp(min=STABLE))
+        return parameter if known is None else torch.where(known.isnan(), parameter, known.to(parameter))
 
     @property
     def parameters_in_moments(self) -> kalman.LinearGaussian:
         """m_0, P_0, A, Q, C, R, B, D, b, d as matrices."""
         (P0, Q, R) = (L @ L.mT for L in self.factors)
-        return kalman.LinearGaussian(self.m0, P0, self.A, Q, self.C, R, self.B, self.D, self.b, self.d)
+        B, D = (None if getattr(self, name) is None else self.value(name) for name in "BD")
+        m0, A, C, b, d = (self.value(name) for name in ("m0", "A", "C", "b", "d"))
+        return kalman.LinearGaussian(m0, P0, A, Q, C, R, B, D, b, d)
 
     @property
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Lower Cholesky factors of P_0, Q and R."""
-        floor = self.min_scale
-        R = _factor(self.raw_R, floor) if self.full else torch.diag(softplus(self.raw_R) + floor)
-        return _factor(self.raw_P0), _factor(self.raw_Q), R
+        return self._factor("P0"), self._factor("Q"), self._factor("R")
+
+    def _covariance(self, name: str) -> Tensor:
+        L = self._factor(name)
+        return L @ L.mT
+
+    def _factor(self, name: str) -> Tensor:
+        floor = self.floors[name]
+        if name == "P0" and self.stationary:
+            P0 = stationary_state(self.value("A"), self._covariance("Q")).covariance
+            return cholesky(
+                P0, "P0 of the stationary chain (are all eigenvalues of A inside the unit circle?)"
+            )
+        raw, known = getattr(self, f"raw_{name}"), self._known(name)
+        if raw.ndim == 2:
+            return _factor(raw, floor) if known is None else torch.linalg.cholesky(known).to(raw)
+        scale = softplus(raw) + floor
+        if known is not None:
+            held = known.nan_to_num(1.0).clamp(min=floor**2).sqrt().to(raw)
+            scale = torch.where(known.isnan(), scale, held)
+        return torch.diag(scale)
 
     @torch.no_grad()
     def set_moments(self, **values: Any) -> LGSSM:
-        """Set m0, P0, A, Q, C, R, B, D, b, d by name; covariances positive definite.
+        """Set m0, P0, A, Q, C, R, B, D, b, d by name; covariances positive definite. What is known stays as it is.
 
         Example:
             >>> LGSSM(x_dim=1, z_dim=1).set_moments(Q=[[0.25]]).parameters_in_moments.Q
@@ -123,21 +218,52 @@ class LGSSM(SequentialLVM):
                 raise ValueError(
                     f"LGSSM has no parameter {name!r}; it has m0, P0, A, Q, C, R, b, d, and B, D with controls."
                 )
-            value = torch.as_tensor(value, dtype=target.dtype, device=target.device)
+            value = torch.as_tensor(value, dtype=torch.float64, device=target.device)
             if covariance:
-                value = _unfactor(torch.linalg.cholesky(value), self.min_scale if name == "R" else FLOOR)
-                value = value if target.ndim == 2 else value.diagonal()
+                floor = self.floors[name]
+                if target.ndim == 2:
+                    value = _unfactor(torch.linalg.cholesky(value), floor)
+                else:
+                    value = inverse_softplus((value.diagonal().sqrt() - floor).clamp(min=1e-12))
             if value.shape != target.shape:
                 raise ValueError(f"{name} should have shape {tuple(target.shape)}; got {tuple(value.shape)}.")
             target.copy_(value)
         return self
 
+    def expectation(self, batch: Sequences) -> em.Expected:
+        x, observed, control = _time_first(batch)
+        diagonal = self.kinds["R"] == "diagonal"
+        return em.expect(self.parameters_in_moments, x, observed, control, batch.lengths, diagonal)
+
+    @torch.no_grad()
+    def maximisation(self, statistics: em.Expected) -> None:
+        free = {}
+        for name in kalman.LinearGaussian._fields:
+            known = self._known(name)
+            if known is not None:
+                mask = known.isnan()
+                free[name] = torch.diag(mask) if name in self.kinds and known.ndim == 1 else mask
+        diagonal = [name for name, kind in self.kinds.items() if kind == "diagonal"]
+        floor, floor_R = (1.0001 * self.floors[name] ** 2 for name in "QR")
+        new = em.maximise(
+            self.parameters_in_moments, statistics, free, diagonal, self.stationary, floor, floor_R
+        )
+        own = ("m0", "P0") if self.stationary else ()
+        self.set_moments(**{k: v for k, v in new._asdict().items() if v is not None and k not in own})
+
     def calibrate(self, sequences: Iterable[tuple[Tensor, Tensor]]) -> bool:
         """Start from moments of training data, if `start` says so: (T, x_dim) values and masks of each sequence."""
+        return self.em_start(list(sequences), torch.Generator().manual_seed(0))
+
+    def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:
         if self.start == "random":
             return False
-        moments = local_level(sequences)._asdict()
-        self.set_moments(**{name: value for name, value in moments.items() if value is not None})
+        if self.start == "local_level":
+            moments = local_level(sequences)._asdict()
+        else:
+            moments = random_start(sequences, self.z_dim, generator)
+        own = ("m0", "P0") if self.stationary else ()
+        self.set_moments(**{k: v for k, v in moments.items() if v is not None and k not in own})
         return True
 
     def evidence(self, seen: Evidence) -> kalman.Information:
@@ -149,28 +275,30 @@ class LGSSM(SequentialLVM):
         return kalman.backward_information(self.parameters_in_moments, seen.frame.x, mask, seen.frame.control)
 
     def initial(self, lead: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        return self.m0.expand(*lead, -1), self.zeros(lead, 1)  # mean of z_t before control; whether t > 1
+        return self.value("m0").expand(*lead, -1), self.zeros(
+            lead, 1
+        )  # mean of z_t before control; whether t > 1
 
     def absorb(self, past: Past, z: Tensor) -> Tensor:
         return z
 
     def update(self, present: Present, u: Any) -> tuple[Tensor, Tensor]:
         z = present.h
-        return z @ self.A.mT + self.b, torch.ones_like(z[..., :1])
+        return z @ self.value("A").mT + self.value("b"), torch.ones_like(z[..., :1])
 
     def prior(self, past: Past) -> MultivariateNormal:
         loc, started = past.h
         if self.B is not None:
-            loc = loc + started * (past.control @ self.B.mT)
-        P0, Q, _ = self.factors
+            loc = loc + started * (past.control @ self.value("B").mT)
+        P0, Q = self._factor("P0"), self._factor("Q")
         started = started[..., :1, :, :]  # the same for all particles: no covariance is computed K times
         return MultivariateNormal(loc, torch.where(started.unsqueeze(-1) > 0, Q, P0))
 
     def likelihood(self, present: Present) -> MultivariateNormal:
-        loc = present.h @ self.C.mT + self.d
+        loc = present.h @ self.value("C").mT + self.value("d")
         if self.D is not None:
-            loc = loc + present.control @ self.D.mT
-        R = self.factors[2]
+            loc = loc + present.control @ self.value("D").mT
+        R = self._factor("R")
         return MultivariateNormal(loc, R.expand(*loc.shape, -1))
 
     def posterior(self, past: Past, e: kalman.Information) -> MultivariateNormal:
@@ -198,8 +326,8 @@ class LGSSM(SequentialLVM):
     def exact_start(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         z = self.z_dim
         return (
-            self.m0.expand(batch, -1),
-            self.parameters_in_moments.P0.expand(batch, z, z),
+            self.value("m0").expand(batch, -1),
+            self._covariance("P0").expand(batch, z, z),
             self.zeros((batch,), 1),
         )
 
@@ -207,12 +335,12 @@ class LGSSM(SequentialLVM):
         """Kalman's predict and update; the belief is mean, covariance, and whether there was a step before."""
         params = self.parameters_in_moments
         mean, covariance, started = belief
-        moved = mean @ self.A.mT + self.b
-        if self.B is not None:
-            moved = moved + frame.control @ self.B.mT
+        moved = mean @ params.A.mT + self.value("b")
+        if params.B is not None:
+            moved = moved + frame.control @ params.B.mT
         first = started > 0
         m0 = torch.where(first, moved, params.m0)
-        spread = self.A @ covariance @ self.A.mT + params.Q
+        spread = params.A @ covariance @ params.A.mT + params.Q
         P0 = torch.where(first.unsqueeze(-1), 0.5 * (spread + spread.mT), params.P0)
         one = Frame(*(None if a is None else a.unsqueeze(0) for a in frame))
         observed = torch.ones_like(one.x, dtype=torch.bool) if one.observed is None else one.observed
@@ -247,7 +375,39 @@ def _factor(raw: Tensor, floor: float = FLOOR) -> Tensor:
 
 def _unfactor(L: Tensor, floor: float = FLOOR) -> Tensor:
     """The inverse of :func:`_factor`; a diagonal below the floor is raised to it."""
-    return L.tril(-1) + torch.diag(torch.log(torch.expm1((L.diagonal() - floor).clamp(min=1e-12))))
+    return L.tril(-1) + torch.diag(inverse_softplus((L.diagonal() - floor).clamp(min=1e-12)))
+
+
+def random_start(
+    sequences: list[tuple[Tensor, Tensor]], z_dim: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Slow states of variance one, of which random mixtures give each coordinate half of its variance."""
+    x, seen = (torch.cat(parts) for parts in zip(*sequences, strict=True))
+    count = seen.sum(0).clamp(min=1)
+    mean = torch.where(seen, x, 0.0).double().sum(0) / count
+    variance = (torch.where(seen, x - mean, 0.0).square().sum(0) / count).clamp(min=1e-6)
+    draw = torch.randn(len(mean), z_dim, generator=generator, dtype=torch.float64)
+    memory = 1 - 0.3 * torch.rand(z_dim, generator=generator, dtype=torch.float64)
+    C = draw / draw.norm(dim=-1, keepdim=True) * (0.5 * variance).sqrt().unsqueeze(-1)
+    eye = torch.eye(z_dim, dtype=torch.float64)
+    A, Q = torch.diag(memory), torch.diag((1 - memory**2).clamp(min=0.02))
+    return {
+        "m0": 0 * memory,
+        "P0": eye,
+        "A": A,
+        "Q": Q,
+        "b": 0 * memory,
+        "C": C,
+        "d": mean,
+        "R": torch.diag(0.5 * variance),
+    }
+
+
+def _nan_for_none(value: Any) -> Any:
+    """Nested lists with NaN for None."""
+    if isinstance(value, list | tuple):
+        return [_nan_for_none(v) for v in value]
+    return math.nan if value is None else float(value)
 
 
 def _raw(dim: int, scale: float, floor: float = FLOOR) -> Tensor:

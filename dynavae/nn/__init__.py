@@ -13,6 +13,7 @@ from dynavae.nn.emissions import (
     to_emission,
 )
 from dynavae.nn.heads import EmissionHead, GaussianHead, ToNormal
+from dynavae.nn.joint_emissions import GaussianMixture, MultivariateGaussian
 from dynavae.nn.memory import Bidirectional, Empty, Memory
 from dynavae.nn.mlp import MLP, SplitMLP
 
@@ -29,8 +30,10 @@ __all__ = [
     "Empty",
     "Gaussian",
     "GaussianHead",
+    "GaussianMixture",
     "Laplace",
     "Memory",
+    "MultivariateGaussian",
     "PowerSpectrum",
     "SplitMLP",
     "StudentT",

@@ -14,6 +14,11 @@ from torch.nn.functional import one_hot, softplus
 from dynavae import distributions as D
 
 
+def inverse_softplus(y: Tensor) -> Tensor:
+    """What softplus makes y of, y > 0, without overflow."""
+    return y + torch.log(-torch.expm1(-y))
+
+
 @dataclass(frozen=True)
 class Emission:
     """What x_t is, given features of the model: a recipe that builds an :class:`~dynavae.nn.EmissionHead`.
@@ -35,6 +40,11 @@ class Emission:
     integer: ClassVar[bool] = False
     marginal: ClassVar[bool] = True
     numbers: ClassVar[int] = 1
+
+    @property
+    def closed_form_em(self) -> bool:
+        """Whether an M-step of it is known, see :mod:`dynavae.nn.estimation`."""
+        return False
 
     def input_dim(self, x_dim: int) -> int:
         """Features of an observation as the networks read it."""
@@ -130,8 +140,7 @@ class _LocationScale(Emission):
         return raw, torch.full_like(raw, self.value)
 
     def start(self, mean: Tensor, stddev: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        s = (stddev - self.min_scale).clamp(min=1e-3)
-        r = s + torch.log(-torch.expm1(-s))  # the inverse of softplus, without overflow
+        r = inverse_softplus((stddev - self.min_scale).clamp(min=1e-3))
         if self.scale == "learned":
             return torch.cat([mean, r]), {}
         return mean, {"raw_scale": r} if self.scale == "shared" else {}
@@ -140,6 +149,10 @@ class _LocationScale(Emission):
 @dataclass(frozen=True)
 class Gaussian(_LocationScale):
     """N(x; mu, sigma^2) per coordinate."""
+
+    @property
+    def closed_form_em(self) -> bool:
+        return True
 
     def distribution(self, raw: Tensor, extra: dict[str, Tensor]) -> D.Normal:
         return D.Normal(*self.loc_scale(raw, extra))
@@ -181,6 +194,10 @@ class StudentT(_LocationScale):
 @dataclass(frozen=True)
 class Bernoulli(Emission):
     """Independent binary coordinates, from logits."""
+
+    @property
+    def closed_form_em(self) -> bool:
+        return True
 
     discrete: ClassVar[bool] = True
 
@@ -255,6 +272,10 @@ class Categorical(Emission):
         if self.classes < 2:
             raise ValueError(f"a categorical emission needs at least 2 classes; got {self.classes}.")
 
+    @property
+    def closed_form_em(self) -> bool:
+        return True
+
     def input_dim(self, x_dim: int) -> int:
         return x_dim * self.classes
 
@@ -287,6 +308,10 @@ class PowerSpectrum(Emission):
     min_log_variance: float = -30.0
     max_log_variance: float = 30.0
     log_input: bool = False
+
+    @property
+    def closed_form_em(self) -> bool:
+        return True
 
     def encode(self, x: Tensor) -> Tensor:
         return torch.log(x + 1e-10) if self.log_input else x

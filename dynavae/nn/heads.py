@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from dynavae import distributions as D
-from dynavae.nn.emissions import EMISSIONS, Emission, to_emission
+from dynavae.nn.emissions import EMISSIONS, Emission, inverse_softplus, to_emission
+from dynavae.nn.joint_emissions import GaussianMixture, MultivariateGaussian
 
 __all__ = [
     "EMISSIONS",
@@ -17,7 +18,10 @@ __all__ = [
     "Emission",
     "EmissionHead",
     "GaussianHead",
+    "GaussianMixture",
+    "MultivariateGaussian",
     "ToNormal",
+    "inverse_softplus",
     "to_emission",
     "to_scale",
 ]

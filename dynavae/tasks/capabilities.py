@@ -30,6 +30,13 @@ def refusal(model: SequentialLVM, task: str) -> str | None:
         )
     if task == "exact" and not model.exact:
         return f"{name} has no exact likelihood; use bound='elbo', 'iwae' or 'fivo'."
+    if task == "em" and not model.closed_form_em:
+        if model.exact and "emission" in model.config:
+            return (
+                f"em needs an M-step in closed form, which a {type(model.emission).__name__} emission of {name} has not; "
+                "use objective='exact', or another emission, such as gaussian or bernoulli."
+            )
+        return f"em needs an M-step in closed form, which {name} has not; use objective='elbo'."
     if task == "filter" and not (model.causal or model.exact):
         if not model.per_step_likelihood:
             return f"filter needs p(x_t | z_<=t), but this {name} decodes x_t from z_1:T; use smooth(...)."

@@ -32,6 +32,7 @@ from dynavae.testing.hygiene import (
     law_types,
 )
 from dynavae.testing.leaks import law_batch, law_forecast, law_padding, law_rows, law_unseen
+from dynavae.testing.learning import law_em
 from dynavae.testing.streams import law_stream
 
 Law = Callable[[Callable[[], SequentialLVM]], None]
@@ -49,6 +50,7 @@ LAWS: dict[str, Law] = {
     "bounds": law_bounds,
     "divergence": law_divergence,
     "exact": law_exact,
+    "em": law_em,
     "marginal": law_marginal,
     "generation": law_generation,
     "gradients": law_gradients,
@@ -120,6 +122,7 @@ __all__ = [
     "law_device",
     "law_divergence",
     "law_docstring",
+    "law_em",
     "law_exact",
     "law_factorisation",
     "law_fast_equals_slow",

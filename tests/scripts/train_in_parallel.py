@@ -1,6 +1,8 @@
 """Trains small models on ragged data with DEVICES processes, and saves what came of it.
 
-python train_in_parallel.py OUT DEVICES
+python train_in_parallel.py OUT DEVICES CASE ...
+
+The case "diverging" has one sequence whose features are NaN: only the process that has it sees that.
 """
 
 from __future__ import annotations
@@ -19,8 +21,17 @@ CASES: dict[str, dict[str, Any]] = {
     "VRNN": {},
     "SRNN": {"objective": "iwae", "particles": 2},
     "truncated": {"truncate": 3},
+    "free_bits": {"free_bits": 0.05, "truncate": 4},
+    "diverging": {},
     "fivo": {"objective": "fivo", "particles": 3, "hide_rate": 0.2, "scheduled_sampling": 0.3},
 }
+
+
+class Poisoned(VRNN):
+    """Its features are NaN wherever x is above 100."""
+
+    def features(self, frame: Any) -> torch.Tensor:
+        return torch.where(frame.x.amax(-1, keepdim=True) > 100, torch.nan, super().features(frame))
 
 
 def train(out: Path, devices: int, cases: list[str]) -> None:
@@ -30,8 +41,10 @@ def train(out: Path, devices: int, cases: list[str]) -> None:
         torch.manual_seed(0)
         x = [torch.randn(n, 3) for n in (8, 5, 7, 3, 6, 4, 9)]  # 7 sequences: batches of 3, 3 and 1
         x[2][1:3] = torch.nan
+        if name == "diverging":
+            x[3][0] = 1000.0
         data = Sequences.from_arrays(x)
-        model = SRNN(3, 2, 4) if name == "SRNN" else VRNN(3, 2, 4)
+        model = {"SRNN": SRNN, "diverging": Poisoned}.get(name, VRNN)(3, 2, 4)
         result = fit(
             model, data, data[[0, 1, 2]], epochs=2, batch_size=3, out_dir=out / name, devices=devices,
             accelerator="cpu", progress=False, tensorboard=False, seed=4, **options,

@@ -1,0 +1,147 @@
+"""EM: expectation over batches, maximisation in closed form, until log p(x) rises no more.
+
+A model that has it gives two methods: `expectation(batch)`, a tree of sums whose `log_likelihood` is that of the batch, and
+`maximisation(sums)`, which moves the parameters. `fit(objective="em")` and `dynavae fit --objective em` run the same steps
+with files, validation and resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dynavae import tree
+from dynavae.batch import Sequences
+from dynavae.model import SequentialLVM
+from dynavae.tasks.capabilities import require
+
+if TYPE_CHECKING:
+    from dynavae.training import FitResult
+
+__all__ = ["add", "choose_start", "fit_em", "step"]
+
+TRIAL = 10
+"""Iterations after which several starts are compared."""
+
+
+def add(total: Any, more: Any) -> Any:
+    """The sum of two trees of sums; None is nothing yet."""
+    return more if total is None else tree.tree_map(torch.add, total, more)
+
+
+def step(model: SequentialLVM, batches: Iterable[Sequences]) -> float:
+    """One iteration: returns log p(x) in nats at the parameters *before* it.
+
+    Example:
+        >>> from dynavae import LGSSM
+        >>> _ = torch.manual_seed(0)
+        >>> model, data = LGSSM(x_dim=2, z_dim=1).double(), Sequences.from_arrays(torch.randn(3, 9, 2).double())
+        >>> values = [step(model, [data]) for _ in range(5)]
+        >>> values == sorted(values)
+        True
+    """
+    sums = None
+    for batch in batches:
+        sums = add(sums, model.expectation(batch))
+    if sums is None:
+        raise ValueError("EM needs at least one batch of sequences.")
+    model.maximisation(sums)
+    return float(sums.log_likelihood)
+
+
+def choose_start(model: SequentialLVM, data: Any, starts: int = 1, seed: int = 0) -> float | None:
+    """Start from the data, the best of several after a few iterations of each.
+
+    Args:
+        model: with a way to start from data (`em_start`); others keep their parameters.
+        data: a data set, or `Sequences`.
+        starts: how many are tried, each with a seed of its own.
+        seed: of the first.
+
+    Returns:
+        log p(x) of the best of several, in nats; None if there was no choice.
+
+    Raises:
+        ValueError: several starts of a model that has none of its own.
+    """
+    from dynavae.training import values
+
+    frames = list(values(data))
+    if starts == 1:
+        model.em_start(frames, torch.Generator().manual_seed(seed))
+        return None
+    like = next(model.parameters())
+    whole = (data if isinstance(data, Sequences) else data.batch(list(range(len(data))))).to(like)
+    best, weights = -torch.inf, model.state_dict()
+    for i in range(starts):
+        if not model.em_start(frames, torch.Generator().manual_seed(seed + i)):
+            raise ValueError(
+                f"{type(model).__name__} keeps the parameters it was built with, so starts={starts} would be all the same: "
+                "leave starts=1; for an LGSSM take LGSSM(start='data')."
+            )
+        for _ in range(TRIAL):
+            step(model, [whole])
+        with torch.no_grad():
+            found = float(model.exact_log_likelihood(whole).sum())
+        if found > best:
+            best, weights = found, {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(weights)
+    return best
+
+
+def fit_em(
+    model: SequentialLVM,
+    train: Any,
+    valid: Any = None,
+    *,
+    iterations: int = 100,
+    tolerance: float | None = 1e-6,
+    starts: int = 1,
+    start: bool = True,
+    batch_size: int = 1024,
+    **options: Any,
+) -> FitResult:
+    """Fit a model by EM, in place: :func:`dynavae.fit` with `objective="em"`.
+
+    Each iteration raises log p(x) of the training data, or leaves it as it is; there is no learning rate.
+
+    Args:
+        model: that has an M-step: LGSSM, HMM, GMM, PPCA, FactorAnalysis (with an emission that has one).
+        train: a `SequenceDataset`, `Sequences`, an array (B, T, x_dim) or a list of (T_i, x_dim); NaN is missing.
+        valid: the same, to keep the iteration that is best on it; None keeps the last.
+        iterations: at most so many.
+        tolerance: stop when an iteration gains less, in nats per frame of `train`; None never does.
+        starts: try so many, for a few iterations each, and go on from the best.
+        start: begin at a fit of the data's moments or clusters, where the model has one; False begins at the model's
+            parameters. An LGSSM has one if it was built with `start="data"` or `"local_level"`.
+        batch_size: sequences per E-step: memory only, the sums are those of all.
+        **options: of :func:`dynavae.fit`: out_dir, patience, seed, progress, resume, ...
+
+    Raises:
+        ValueError, TypeError: as :func:`dynavae.fit`; and for a model without an M-step.
+
+    Example:
+        >>> from dynavae import HMM
+        >>> x = torch.cat([torch.zeros(1, 20, 1), torch.ones(1, 20, 1)], 1) + 0.1 * torch.randn(1, 40, 1)
+        >>> model = HMM(x_dim=1, states=2, emission={"emission": "gaussian", "scale": "learned"})
+        >>> result = fit_em(model, x, iterations=20, progress=False)
+        >>> result.history[-1]["train/nats_per_frame"] < result.history[0]["train/nats_per_frame"]
+        True
+    """
+    from dynavae.training import fit
+
+    require(model, "em")
+    return fit(
+        model,
+        train,
+        valid,
+        objective="em",
+        epochs=iterations,
+        tolerance=tolerance,
+        starts=starts,
+        calibrate=start,
+        batch_size=batch_size,
+        **options,
+    )

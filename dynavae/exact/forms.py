@@ -1,0 +1,114 @@
+r"""The forms in which the Kalman filter and smoother can be computed, and which one `method="auto"` takes.
+
+| method | what it does | calls that follow one another |
+|---|---|---|
+| `joseph` | one step after the other, covariances in Joseph form | T |
+| `square_root` | the same with factors of the covariances, by QR: accurate where covariances are not | T |
+| `parallel` | an associative scan over time | 2 log T |
+| `shared` | a constant model: covariances once for all sequences and until they are steady, means in blocks | 2 √T |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynavae.exact._results import Filtered, Smoothed
+from dynavae.exact.joseph import joseph_filter, joseph_smoother
+from dynavae.exact.linear_gaussian import LinearGaussian, observed_emission
+from dynavae.exact.parallel import parallel_filter, parallel_smoother
+from dynavae.exact.shared import one_for_all, shared_filter, shared_smoother, varying
+from dynavae.exact.square_root import square_root_filter, square_root_smoother
+from dynavae.tree import tree_map
+
+FILTERS = {
+    "joseph": joseph_filter,
+    "square_root": square_root_filter,
+    "parallel": parallel_filter,
+}
+SMOOTHERS = {
+    "joseph": joseph_smoother,
+    "square_root": square_root_smoother,
+    "parallel": parallel_smoother,
+    "shared": shared_smoother,
+}
+SCAN_STEPS, SCAN_WORK = 32, 1200
+"""`auto` scans sequences of at least SCAN_STEPS steps, in batches of at most SCAN_WORK / z_dim^2."""
+
+
+def choose(params: LinearGaussian, T: int, B: int, one: bool = True) -> str:
+    """The form that `method="auto"` takes, by what was measured on a 2-core CPU (benchmarks/exact_forms.py).
+
+    A constant model: `shared`, which is the fastest from a few steps on whatever the batch. (For the smoother: if the sequences
+    also share their gaps, `one`.) Matrices that vary in time or over sequences: `parallel` for long sequences in small batches
+    of small states, where a loop is all overhead; else `joseph`. Never `square_root`: float32 is computed in float64 instead,
+    which is as accurate and faster, except on a device that has no float64.
+
+    Example:
+        >>> I = torch.eye(2)
+        >>> walk = LinearGaussian(m0=torch.zeros(2), P0=I, A=I, Q=I, C=I, R=I)
+        >>> choose(walk, T=1000, B=64), choose(walk._replace(A=I.expand(1000, 1, 2, 2)), T=1000, B=1)
+        ('shared', 'parallel')
+    """
+    if params.m0.device.type == "mps":
+        return "square_root"
+    if one and varying(params) is None:
+        return "shared"
+    z = params.m0.shape[-1]
+    return "parallel" if T >= SCAN_STEPS and B * z**2 <= SCAN_WORK else "joseph"
+
+
+def check(method: str, params: LinearGaussian | None = None) -> None:
+    """Raise an error unless `method` is "auto" or a form that applies to this model."""
+    if method not in ("auto", *SMOOTHERS):
+        raise ValueError(
+            f"method should be 'auto' or one of {', '.join(map(repr, SMOOTHERS))}; got {method!r}."
+        )
+    if method == "shared" and params is not None and varying(params) is not None:
+        raise ValueError(
+            f"method='shared' needs a model that is the same at all steps and for all sequences, but params."
+            f"{varying(params)} is not; use method='auto'."
+        )
+
+
+def run_filter(
+    method: str, params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor, g: Tensor
+) -> Filtered:
+    """The filter in this form; f (T, B, z_dim) and g (T, B, x_dim) are what is known of transitions and emissions."""
+    wide = method == "auto" and x.dtype != torch.float64
+    if method == "auto":
+        method = choose(params, *f.shape[:2])
+    if not wide or method == "square_root":
+        return _filter(method, params, x, observed, f, g)
+    result = _filter(method, *(tree_map(_wide, a) for a in (params, x, observed, f, g)))
+    return tree_map(lambda a: a.to(x.dtype), result)._replace(wide=result)
+
+
+def _filter(
+    method: str, params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor, g: Tensor
+) -> Filtered:
+    if method == "shared":
+        free = params.B is None and params.b is None, params.D is None and params.d is None
+        return shared_filter(params, x, observed, None if free[0] else f, None if free[1] else g)
+    return FILTERS[method](params, observed_emission(params, x, observed, g), f)
+
+
+def run_smoother(method: str, params: LinearGaussian, filtered: Filtered) -> Smoothed:
+    """The smoother in this form."""
+    if method != "auto":
+        return SMOOTHERS[method](params, filtered)
+    if filtered.factor is not None:
+        return square_root_smoother(params, filtered)
+    dtype, source = filtered.mean.dtype, widened(filtered)
+    params = tree_map(lambda a: a.to(source.mean.dtype), params)
+    smoothed = SMOOTHERS[choose(params, *source.mean.shape[:2], one=one_for_all(source))](params, source)
+    return tree_map(lambda a: a.to(dtype), smoothed)
+
+
+def widened(filtered: Filtered) -> Filtered:
+    """In float64, if that is how it was computed."""
+    return filtered if filtered.wide is None else filtered.wide
+
+
+def _wide(a: Tensor) -> Tensor:
+    return a.double() if a.is_floating_point() else a

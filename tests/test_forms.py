@@ -1,0 +1,318 @@
+"""The forms of the Kalman filter and smoother against each other and the dense joint Gaussian."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_kalman import Problem, dense_joint, random_problem
+from torch import Tensor
+
+from dynavae.exact import kalman
+from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
+from dynavae.exact.scan import associative_scan
+
+close = torch.testing.assert_close
+GENERAL = ["joseph", "square_root", "parallel"]
+
+
+def run(problem: Problem, method: str) -> tuple[kalman.Filtered, kalman.Smoothed]:
+    filtered = kalman_filter(*problem, method=method)
+    return filtered, kalman_smoother(problem.params, filtered, method=method)
+
+
+def constant(problem: Problem) -> Problem:
+    """The same for all steps and sequences."""
+    cores = {name: 1 if name in ("m0", "b", "d") else 2 for name in LinearGaussian._fields}
+    values = {
+        name: None if value is None else value[(0,) * (value.ndim - cores[name])]
+        for name, value in problem.params._asdict().items()
+    }
+    return problem._replace(params=LinearGaussian(**values))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 7, 16, 33])
+def test_scan_of_products(T, reverse):
+    """Matrix products do not commute, so the order is tested too; each is what a loop gives."""
+    matrices = torch.randn(T, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(T))
+    got, count = associative_scan(
+        lambda i, j: (j[0] @ i[0], i[1] + j[1]), (matrices, torch.ones(T)), reverse=reverse
+    )
+    for t in range(T):
+        product = torch.eye(3, dtype=torch.float64)
+        for matrix in matrices[t:] if reverse else matrices[: t + 1]:
+            product = matrix @ product
+        close(got[t], product)
+        assert count[t] == (T - t if reverse else t + 1)
+
+
+def test_scan_refuses_elements_of_different_lengths():
+    with pytest.raises(ValueError, match=r"one length along time, at least 1; got \[2, 3\]"):
+        associative_scan(lambda i, j: i, (torch.zeros(2), torch.zeros(3)))
+    with pytest.raises(ValueError, match=r"got \[0\]"):
+        associative_scan(torch.add, torch.zeros(0))
+
+
+@pytest.mark.parametrize("method", GENERAL)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
+def test_every_form_is_the_dense_joint(method, seed, T, B, Z, X):
+    """Filter, smoother, lag-one covariances and likelihood to 1e-8, with every kind of parameter, mask and length."""
+    problem = random_problem(seed, T, B, Z, X)
+    filtered, smoothed = run(problem, method)
+    reference = kalman_filter(*problem, method="joseph")
+    for name, ours, theirs in zip(kalman.Filtered._fields[:5], filtered, reference, strict=False):
+        close(ours, theirs, atol=1e-8, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+    for row in range(B):
+        dense, x, observed = dense_joint(problem, row), problem.x[:, row], problem.observed[:, row]
+        mean, covariance, log_p = dense.given(x, observed)
+        blocks = covariance.reshape(T, Z, T, Z)
+        close(smoothed.mean[:, row].flatten(), mean, atol=1e-8, rtol=1e-8)
+        for t in range(T):
+            close(smoothed.covariance[t, row], blocks[t, :, t], atol=1e-8, rtol=1e-8)
+            if t + 1 < T:
+                close(smoothed.cross_covariance[t, row], blocks[t + 1, :, t], atol=1e-8, rtol=1e-8)
+        assert filtered.log_likelihood[:, row].sum().item() == pytest.approx(log_p, abs=1e-8)
+
+
+def everything(problem: Problem, method: str) -> Tensor:
+    """A number that depends on all that is returned, each with its own weight."""
+    filtered, smoothed = run(problem, method)
+    noise = torch.ones(len(problem.x), 1, *filtered.mean.shape[1:], dtype=torch.float64)
+    paths = kalman.sample_posterior(problem.params, filtered, noise)
+    g = torch.Generator().manual_seed(0)
+    parts = (*filtered[:5], *smoothed[:4], paths)
+    return sum((torch.randn(p.shape, generator=g, dtype=p.dtype) * p).sum() for p in parts)
+
+
+def gradients(problem: Problem, method: str) -> list[Tensor]:
+    leaves = [v.detach().clone().requires_grad_() for v in (*problem.params, problem.x, problem.control)]
+    params = LinearGaussian(*leaves[:-2])
+    total = everything(problem._replace(params=params, x=leaves[-2], control=leaves[-1]), method)
+    found = torch.autograd.grad(total, leaves, materialize_grads=True)
+    names = [*LinearGaussian._fields, "x", "control"]
+    # A covariance is symmetric: only the symmetric part of its gradient means anything.
+    return [g + g.mT if name in ("P0", "Q", "R") else g for name, g in zip(names, found, strict=True)]
+
+
+@pytest.mark.parametrize("method", GENERAL[1:])
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 999), st.integers(1, 7), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_every_form_has_the_gradient_of_the_joseph_form(method, seed, T, B, Z, X):
+    problem = random_problem(seed, T, B, Z, X)
+    names = [*LinearGaussian._fields, "x", "control"]
+    for name, ours, theirs in zip(
+        names, gradients(problem, method), gradients(problem, "joseph"), strict=True
+    ):
+        scale = max(1.0, theirs.abs().max().item())
+        close(ours, theirs, atol=1e-8 * scale, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("method", ["shared", "auto"])
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 999), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
+    st.sampled_from(["complete", "lengths", "gaps", "common gaps"]),
+)  # fmt: skip
+def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, X, mask):
+    """Moments, likelihood and gradients, for sequences that share all, some or none of their gaps."""
+    problem = constant(random_problem(seed, T, B, Z, X))
+    observed = torch.ones_like(problem.observed)
+    if mask == "lengths":
+        observed = (torch.arange(T)[:, None] < torch.tensor([T, (T + 1) // 2, T])[torch.arange(B) % 3])[
+            ..., None
+        ]
+        observed = observed.expand(T, B, X).contiguous()
+    elif mask == "gaps":
+        observed = problem.observed
+    elif mask == "common gaps":
+        observed = problem.observed[:, :1].expand(T, B, X).contiguous()
+    problem = problem._replace(observed=observed)
+    scale = 0.9 / torch.linalg.eigvals(problem.params.A).abs().amax().clamp(min=0.9)
+    problem = problem._replace(params=problem.params._replace(A=problem.params.A * scale))
+    reference = run(problem, "joseph")
+    for ours, theirs in zip(run(problem, method), reference, strict=True):
+        for name, a, b in zip(type(ours)._fields[:5], ours, theirs, strict=False):
+            if a is not None:
+                close(a, b, atol=1e-8, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+    names = [*LinearGaussian._fields, "x", "control"]
+    for name, ours, theirs in zip(
+        names, gradients(problem, method), gradients(problem, "joseph"), strict=True
+    ):
+        size = max(1.0, theirs.abs().max().item())
+        close(ours, theirs, atol=1e-8 * size, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_derivative_of_a_start_in_the_steady_state():
+    """P0 is where the covariances stay, so their values do not move, but their derivatives do."""
+    params = constant(random_problem(5, 50, 2, 2, 2)).params._replace(B=None, D=None)
+    params = params._replace(A=0.8 * params.A / torch.linalg.eigvals(params.A).abs().amax())
+    x = torch.randn(120, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    settled = kalman_filter(params, x, method="joseph").predicted_covariance[-1, 0]
+    problem = Problem(params._replace(P0=settled), x, torch.ones_like(x, dtype=torch.bool), None)
+    found = []
+    for method in ("shared", "joseph"):
+        free = LinearGaussian(*(None if a is None else a.clone().requires_grad_() for a in problem.params))
+        filtered, smoothed = run(problem._replace(params=free), method)
+        total = filtered.log_likelihood.sum() + smoothed.covariance.square().sum() + filtered.covariance.sum()
+        found.append(torch.autograd.grad(total, [free.P0, free.A, free.Q, free.C, free.R]))
+    for ours, theirs in zip(*found, strict=True):
+        close(ours + ours.mT if ours.shape == ours.mT.shape else ours,
+              theirs + theirs.mT if theirs.shape == theirs.mT.shape else theirs, rtol=1e-9, atol=1e-9)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", GENERAL[1:])
+def test_gradcheck(method):
+    params, x, observed, control = random_problem(8, T=3, B=2, Z=2, X=2, U=1)
+    roots = [torch.linalg.cholesky(M) for M in (params.P0, params.Q, params.R)]
+
+    def moments(x: Tensor, P0: Tensor, Q: Tensor, R: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        names = ("m0", "A", "C", "B", "D", "b", "d")
+        free = params._replace(P0=P0 @ P0.mT, Q=Q @ Q.mT, R=R @ R.mT, **dict(zip(names, others, strict=True)))
+        filtered, smoothed = run(Problem(free, x, observed, control), method)
+        noise = torch.ones(3, 1, 2, 2, dtype=torch.float64)
+        return (*filtered[:5], *smoothed[:4], kalman.sample_posterior(free, filtered, noise))
+
+    p = params
+    inputs = [x, *roots, p.m0, p.A, p.C, p.B, p.D, p.b, p.d]
+    assert torch.autograd.gradcheck(moments, [v.detach().clone().requires_grad_() for v in inputs])
+
+
+@pytest.mark.parametrize("method", ["auto", *GENERAL])
+def test_what_is_not_observed_enters_nothing(method):
+    problem = random_problem(9)
+    expected = everything(problem, method)
+    for junk in (math.nan, math.inf, 1e30):
+        spoiled = problem._replace(x=problem.x.masked_fill(~problem.observed, junk))
+        assert torch.equal(everything(spoiled, method), expected)
+        found = gradients(spoiled, method)
+        assert all(g.isfinite().all() for g in found)
+        assert (found[-2][~problem.observed] == 0).all() and (found[-2][problem.observed] != 0).any()
+
+
+def singular(T: int = 12, B: int = 2) -> Problem:
+    """Noise-free position, a constant that is known, a copy of another state, noise of rank one; R is positive."""
+    g = torch.Generator().manual_seed(0)
+    A = torch.tensor(
+        [[1.0, 0.5, 0, 0, 0], [0, 0.9, 0.1, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0.5]]
+    ).double()
+    Q = torch.zeros(5, 5, dtype=torch.float64)
+    shock = torch.tensor([0.0, 1.0, 0, 0, 0.5], dtype=torch.float64)
+    Q += 0.3 * torch.outer(shock, shock)
+    P0 = torch.diag(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.25], dtype=torch.float64))
+    C = torch.randn(2, 5, generator=g, dtype=torch.float64)
+    params = LinearGaussian(torch.zeros(5).double(), P0, A, Q, C, 0.2 * torch.eye(2).double(),
+                            B=torch.zeros(5, 1).double())  # fmt: skip
+    x = torch.randn(T, B, 2, generator=g, dtype=torch.float64)
+    observed = torch.rand(T, B, 2, generator=g) < 0.7
+    return Problem(params, x, observed, torch.zeros(T, B, 1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["auto", *GENERAL])
+def test_singular_covariances(method):
+    problem = singular()
+    filtered, smoothed = run(problem, method)
+    T, B, Z = filtered.mean.shape
+    for row in range(B):
+        dense = dense_joint(problem._replace(params=problem.params._replace(B=None)), row)
+        mean, covariance, log_p = dense.given(problem.x[:, row], problem.observed[:, row])
+        blocks = covariance.reshape(T, Z, T, Z)
+        close(smoothed.mean[:, row].flatten(), mean, atol=1e-8, rtol=1e-8)
+        for t in range(T):
+            close(smoothed.covariance[t, row], blocks[t, :, t], atol=1e-8, rtol=1e-8)
+            if t + 1 < T:
+                close(smoothed.cross_covariance[t, row], blocks[t + 1, :, t], atol=1e-8, rtol=1e-8)
+        assert filtered.log_likelihood[:, row].sum().item() == pytest.approx(log_p, abs=1e-8)
+    noise = torch.randn(T, 4000, B, Z, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    paths = kalman.sample_posterior(problem.params, filtered, noise)
+    variance = smoothed.covariance.diagonal(dim1=-2, dim2=-1)
+    assert ((paths.mean(1) - smoothed.mean).abs() <= 6 * (variance / 4000).clamp(min=0).sqrt() + 1e-6).all()
+    bar = 6 * variance * (2 / 4000) ** 0.5 + 1e-6
+    assert (((paths - smoothed.mean.unsqueeze(1)).square().mean(1) - variance).abs() <= bar).all()
+
+
+@pytest.mark.parametrize("method", ["auto", *GENERAL])
+def test_gradients_with_singular_covariances_are_differences_of_the_dense_likelihood(method):
+    problem = singular(T=6, B=1)
+    problem = problem._replace(params=problem.params._replace(B=None))
+
+    def log_p(A: Tensor) -> float:
+        varied = problem._replace(params=problem.params._replace(A=A))
+        return dense_joint(varied, 0).given(problem.x[:, 0], problem.observed[:, 0])[2]
+
+    A = problem.params.A.clone().requires_grad_()
+    free = problem.params._replace(A=A)
+    filtered = kalman_filter(free, problem.x, problem.observed, method=method)
+    smoothed = kalman_smoother(free, filtered, method=method)
+    (grad,) = torch.autograd.grad(filtered.log_likelihood.sum(), A, retain_graph=True)
+    (other,) = torch.autograd.grad(smoothed.mean.sum() + smoothed.covariance.sum(), A)
+    assert other.isfinite().all()
+    for i, j in ((0, 1), (1, 1), (3, 1)):
+        step = torch.zeros(5, 5, dtype=torch.float64)
+        step[i, j] = 1e-5
+        difference = (log_p(problem.params.A + step) - log_p(problem.params.A - step)) / 2e-5
+        assert grad[i, j].item() == pytest.approx(difference, abs=1e-6, rel=1e-6)
+
+
+def test_square_root_is_accurate_in_float32_where_the_joseph_form_is_not():
+    """Vague start, exact observations, smooth trajectory: covariances of condition 1e12."""
+    dt = 0.01
+    A = torch.tensor([[1, dt, dt**2 / 2], [0, 1, dt], [0, 0, 1]]).double()
+    shape = torch.tensor([dt**2 / 2, dt, 1.0]).double()
+    params = LinearGaussian(
+        torch.zeros(3).double(), 1e4 * torch.eye(3).double(), A,
+        1e-2 * (torch.outer(shape, shape) + 1e-4 * torch.diag(shape**2)),
+        torch.tensor([[1.0, 0, 0]]).double(), 1e-8 * torch.eye(1).double(),
+    )  # fmt: skip
+    g = torch.Generator().manual_seed(0)
+    single = LinearGaussian(*(None if a is None else a.float() for a in params))
+    noise = [torch.randn(300, 1, n, dtype=torch.float64, generator=g) for n in (3, 1)]
+    x = kalman.simulate(params._replace(P0=torch.eye(3).double()), *noise).x.float()
+    double = LinearGaussian(*(None if a is None else a.double() for a in single))
+    exact, smooth = run(Problem(double, x.double(), None, None), "square_root")
+    filtered, smoothed = run(Problem(single, x, None, None), "square_root")
+    assert (filtered.factor.diagonal(dim1=-2, dim2=-1) > 0).all()
+    variance = exact.covariance.diagonal(dim1=-2, dim2=-1)
+    close(filtered.covariance.diagonal(dim1=-2, dim2=-1).double(), variance, rtol=1e-3, atol=0)
+    close(filtered.log_likelihood.sum().double(), exact.log_likelihood.sum(), rtol=1e-3, atol=0)
+    sd = smooth.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    close(smoothed.covariance.diagonal(dim1=-2, dim2=-1).double().sqrt(), sd, rtol=1e-2, atol=0)
+    with pytest.raises((ValueError, AssertionError)):
+        plain = kalman_filter(single, x, method="joseph")
+        close(plain.covariance.diagonal(dim1=-2, dim2=-1).double(), variance, rtol=1e-3, atol=0)
+
+
+def test_refusals():
+    params, x, observed, control = random_problem(3)
+    with pytest.raises(ValueError, match=r"method should be 'auto' or one of 'joseph', .*; got 'fast'"):
+        kalman_filter(params, x, observed, control, method="fast")
+    filtered = kalman_filter(params, x, observed, control, method="joseph")
+    with pytest.raises(ValueError, match=r"method should be 'auto' or one of"):
+        kalman_smoother(params, filtered, method="fast")
+    with pytest.raises(ValueError, match=r"smooths factors, which filtered does not have; filter with"):
+        kalman_smoother(params, filtered, method="square_root")
+    with pytest.raises(ValueError, match=r"params.Q is not positive semidefinite"):
+        kalman_filter(params._replace(Q=-params.Q), x, observed, control, method="square_root")
+    known = params._replace(R=torch.zeros(2, 2).double(), P0=torch.zeros(3, 3).double())
+    with pytest.raises(ValueError, match=r"S_t = C P C' \+ R is singular at t=0, sequence 0"):
+        kalman_filter(known, x, torch.ones_like(observed), control, method="square_root")
+    fixed = params._replace(R=torch.zeros(2, 2).double(), Q=torch.zeros(3, 3).double())
+    with pytest.raises(
+        ValueError, match=r"C Q C' \+ R, which the parallel form needs, is not positive definite"
+    ):
+        kalman_filter(fixed, x, observed, control, method="parallel")
+    varied = "but params.m0 is not"
+    with pytest.raises(ValueError, match=rf"method='shared' needs a model that is the same .*{varied}"):
+        kalman_filter(params, x, observed, control, method="shared")
+    with torch.enable_grad(), pytest.raises(RuntimeError, match="once_differentiable"):
+        m0 = params.m0.clone().requires_grad_()
+        P0 = params.P0.clone().requires_grad_()
+        total = kalman_filter(
+            params._replace(m0=m0, P0=P0), x, observed, control, method="square_root"
+        ).mean.sum()
+        (first,) = torch.autograd.grad(total, P0, create_graph=True)
+        first.sum().backward()
