@@ -57,7 +57,11 @@ def main() -> int:
                 for B in (1, 16, 64):
                     params = model(z, T, varying)
                     x = torch.randn(
-                        T, B, params.C.shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+                        T,
+                        B,
+                        params.C.shape[0],
+                        dtype=torch.float64,
+                        generator=torch.Generator().manual_seed(1),
                     )
                     methods = ["joseph", "parallel"] if varying else ["joseph", "parallel", "shared"]
                     if B == 16:

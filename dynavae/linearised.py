@@ -4,11 +4,11 @@ r"""A proposal for particle filters that looks at x_t: the prior of z_t updated 
     q(z_t \mid z_{<t}, x_{\le t}) \propto N(z_t; \mu_t, \Sigma_t)\; N(x_t; h(\mu_t) + H (z_t - \mu_t), R + \Omega)
 
 with :math:`N(\mu_t, \Sigma_t)` the prior of each particle and h the mean of the likelihood, linearised as in
-:mod:`dynavae.exact.nonlinear`. Where h is linear and the likelihood Gaussian with a constant covariance it is the locally optimal
-proposal :math:`p(z_t \mid z_{t-1}, x_t)`.
+:mod:`dynavae.exact.nonlinear`. Where h is linear and the likelihood Gaussian with a constant covariance it is the locally
+optimal proposal :math:`p(z_t \mid z_{t-1}, x_t)`.
 
-References: Doucet, Godsill and Andrieu, On Sequential Monte Carlo Sampling Methods for Bayesian Filtering, 2000. Van der Merwe et
-al., The Unscented Particle Filter, 2000.
+References: Doucet, Godsill and Andrieu, On Sequential Monte Carlo Sampling Methods for Bayesian Filtering, 2000. Van der
+Merwe et al., The Unscented Particle Filter, 2000.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ class LinearisedProposal:
 
     def __init__(self, method: str | SigmaPoints = "unscented") -> None:
         if not callable(method) and method not in METHODS:
-            raise ValueError(
-                f"method should be 'extended', 'unscented' or SigmaPoints(...); got {method!r}."
-            )
+            raise ValueError(f"method should be 'extended', 'unscented' or SigmaPoints(...); got {method!r}.")
         self.linearise = METHODS[method] if isinstance(method, str) else method
 
     def evidence(self, model: SequentialLVM, seen: Evidence) -> Seen:

@@ -299,7 +299,8 @@ class _Run:
     def _fill(self, x: Tensor, given: Tensor, p_x: Any, noise: Tensor | None) -> Tensor:
         if self.feedback == "mean":
             drawn = p_x.mean
-        elif isinstance(p_x, MultivariateNormal) and not self.free and noise is not None:
+        elif isinstance(p_x, MultivariateNormal) and not self.free:
+            assert noise is not None
             drawn = p_x.complete(x, given, noise)
         else:
             drawn = p_x.sample(noise)

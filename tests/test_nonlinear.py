@@ -194,7 +194,9 @@ def test_the_proposal_is_the_optimal_one_of_a_linear_model(method):
     batch = Sequences.from_arrays(x)
     exact, estimates = model.exact_log_likelihood(batch), {}
     for name, propose in (("linearised", LinearisedProposal(method)), ("bootstrap", bootstrap)):
-        runs = [fivo(scan(model, batch, particles=100, propose=propose, resample=Resampling())) for _ in range(40)]
+        runs = [
+            fivo(scan(model, batch, particles=100, propose=propose, resample=Resampling())) for _ in range(40)
+        ]
         estimates[name] = torch.stack(runs).detach()
     error = (estimates["linearised"] - exact).exp()
     assert ((error.mean(0) - 1).abs() < 6 * error.std(0) / 40**0.5).all()

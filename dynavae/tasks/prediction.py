@@ -38,7 +38,9 @@ class Forecast(NamedTuple):
     samples: Float[Tensor, "S B H x_dim"]
     mean: Float[Tensor, "B H x_dim"]
     context: Tensor  # (B,) frames that were seen
-    stddev: Float[Tensor, "B H x_dim"] | None = None  # of a model whose forecast is known to be Gaussian (LGSSM)
+    stddev: Float[Tensor, "B H x_dim"] | None = (
+        None  # of a model whose forecast is known to be Gaussian (LGSSM)
+    )
 
     def quantile(self, q: float) -> Float[Tensor, "B H x_dim"]:
         """The q-quantile of each value: exact where `stddev` is known, else of the sampled futures.
