@@ -573,7 +573,7 @@ def test_collapse_is_said_once_and_after_the_warm_up(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "elb"}, "objective should be one of elbo, iwae, renyi, fivo, exact; got 'elb'"),
+        ({"objective": "elb"}, "objective should be one of elbo, iwae, renyi, fivo, exact, em; got 'elb'"),
         ({"particles": 0}, "particles should be 1 or more"),
         ({"kl": "none"}, "kl should be one of auto"),
         ({"optimizer": "sgd"}, "optimizer should be one of adam, adamw"),
