@@ -61,5 +61,5 @@ $(DEV): pyproject.toml constraints.txt | $(BIN)/python
 	@touch $(CORE) $@
 
 $(DOCS): pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) -e ".[music,docs]"
+	$(PIP) -e ".[music,video,docs]"
 	@touch $(CORE) $@

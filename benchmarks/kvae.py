@@ -34,10 +34,10 @@ VIDEOS = 200
 SAMPLES = 30
 NETS: dict[str, Any] = dict(emission="bernoulli", activation="relu")
 KVAE_TRAINING = dict(
-    beta=3.3333,
-    kl_start=0.1,
+    beta=1.0,
+    kl_start=0.3,
     kl_warmup=4,
-    lr=0.003,
+    lr=0.005,
     gradient_clip=150.0,
     freeze=("a_0", "rnn", "to_weights"),
     freeze_until=5,

@@ -147,6 +147,24 @@ def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, 
         close(ours, theirs, atol=1e-8 * size, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_the_derivative_of_a_start_in_the_steady_state():
+    """P0 is where the covariances stay, so their values do not move, but their derivatives do."""
+    params = constant(random_problem(5, 50, 2, 2, 2)).params._replace(B=None, D=None)
+    params = params._replace(A=0.8 * params.A / torch.linalg.eigvals(params.A).abs().amax())
+    x = torch.randn(120, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    settled = kalman_filter(params, x, method="joseph").predicted_covariance[-1, 0]
+    problem = Problem(params._replace(P0=settled), x, torch.ones_like(x, dtype=torch.bool), None)
+    found = []
+    for method in ("shared", "joseph"):
+        free = LinearGaussian(*(None if a is None else a.clone().requires_grad_() for a in problem.params))
+        filtered, smoothed = run(problem._replace(params=free), method)
+        total = filtered.log_likelihood.sum() + smoothed.covariance.square().sum() + filtered.covariance.sum()
+        found.append(torch.autograd.grad(total, [free.P0, free.A, free.Q, free.C, free.R]))
+    for ours, theirs in zip(*found, strict=True):
+        close(ours + ours.mT if ours.shape == ours.mT.shape else ours,
+              theirs + theirs.mT if theirs.shape == theirs.mT.shape else theirs, rtol=1e-9, atol=1e-9)  # fmt: skip
+
+
 @pytest.mark.parametrize("method", GENERAL[1:])
 def test_gradcheck(method):
     params, x, observed, control = random_problem(8, T=3, B=2, Z=2, X=2, U=1)

@@ -109,7 +109,9 @@ def test_the_marginal_equals_the_papers_sampled_state_but_without_its_variance()
     joint = joint + normal((params.C.unsqueeze(1) @ s.unsqueeze(-1)).squeeze(-1), params.R).log_prob(
         a.unsqueeze(1)
     ).sum(0)
-    gain, spread = kalman._reversed_kernel(params, filtered)
+    gain = kalman.kalman_smoother(params, filtered).gain
+    spread = filtered.covariance[:-1] - gain @ filtered.predicted_covariance[1:] @ gain.mT
+    spread = 0.5 * (spread + spread.mT)
     mean = filtered.mean[:-1].unsqueeze(1) + (
         gain.unsqueeze(1) @ (s[1:] - filtered.predicted_mean[1:].unsqueeze(1)).unsqueeze(-1)
     ).squeeze(-1)

@@ -115,6 +115,23 @@ def test_data_of_any_kind() -> None:
     assert losses[0] == losses[1] == losses[2]
 
 
+def test_frozen_parameters_stay_and_then_learn() -> None:
+    x = binary()
+    model = vrnn()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fit(model, x, epochs=2, freeze=["rnn", "p_z.linear.bias"], freeze_until=2, calibrate=False, **QUIET)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith(("rnn", "p_z.linear.bias")), name
+    fit(model, x, epochs=2, batch_size=2, freeze="rnn", freeze_until=1.2, calibrate=False, **QUIET)
+    assert not torch.equal(model.rnn.rnn.weight_hh_l0, before["rnn.rnn.weight_hh_l0"])
+    with pytest.raises(
+        ValueError, match=r"freeze names 'lstm', but VRNN has only the parts phi_x, phi_z, rnn"
+    ):
+        fit(model, x, epochs=1, freeze=["lstm"], **QUIET)
+    with pytest.raises(ValueError, match="freeze_until should be 0 or more; got -1"):
+        fit(model, x, epochs=1, freeze=["rnn"], freeze_until=-1, **QUIET)
+
+
 def test_float64_model() -> None:
     x = binary().double()
     result = fit(vrnn().double(), x, epochs=1, **QUIET)

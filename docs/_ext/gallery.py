@@ -22,6 +22,7 @@ ORDER = (
     "ball",
     "structural",
     "imputation",
+    "video",
     "chorales",
     "regimes",
     "latent_space",

@@ -149,6 +149,33 @@ def growth() -> str:
     return markdown(("grows", "training step of a VRNN, from batch 32, 100 steps, 1 particle, h 128"), rows)
 
 
+def video() -> str:
+    """Wrong pixels of missing frames of simulated videos, for each data set."""
+    records = json.loads((RESULTS / "kvae.json").read_text(encoding="utf-8"))
+    out = []
+    for data in dict.fromkeys(r["data"] for r in records):
+        own = [r for r in records if r["data"] == data]
+        gaps = list(dict.fromkeys(r["gap"] for r in own))
+        rows = []
+        for model in dict.fromkeys(r["model"] for r in own):
+            of = {r["gap"]: r for r in own if r["model"] == model}
+            first = next(iter(of.values()))
+            rows.append(
+                [
+                    f"**{model}**" if first["neg_elbo"] is not None else model,
+                    *(f"{of[gap]['wrong_pixels']:.2%}" if gap in of else "–" for gap in gaps),
+                    "–" if first["neg_elbo"] is None else f"{first['neg_elbo']:.2f}",
+                    "–" if first["r2_position"] is None else f"{first['r2_position']:.3f}",
+                    str(first.get("parameters", "–")),
+                    str(first.get("epochs", "–")),
+                ]
+            )
+        heads = (data, *gaps, "−ELBO", "R² of the position", "parameters", "epochs")
+        keys = ("split", "data_sha256", "videos", "bound", "seed", "paths", "hardware")
+        out.append(markdown(heads, rows) + "\n" + facts([r for r in own if r["neg_elbo"] is not None], keys))
+    return "\n".join(out)
+
+
 def build(app: Any) -> None:
     """Write `docs/_generated`, which git ignores."""
     sys.path.insert(0, str(ROOT / "tools"))
@@ -165,6 +192,7 @@ def build(app: Any) -> None:
         "imputation": imputation(),
         "speed": speed(),
         "growth": growth(),
+        "video": video(),
     }.items():
         (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 

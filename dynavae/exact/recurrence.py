@@ -1,8 +1,8 @@
 r"""The linear recurrence :math:`h_t = F_t h_{t-1} + v_t` with few calls: blocks of time side by side.
 
-Within a block of about :math:`\sqrt T` steps the recurrence runs from zero, for all blocks at once, together with the products
-of the F_t; then the last states are carried from block to block, and added to what is in the block, times these products.
-About :math:`2 \sqrt T` calls that follow one another, and as much work again as a loop.
+Within a block of about :math:`\sqrt T` steps the recurrence runs from zero, for all blocks at once, together with the
+products of the F_t; then the last states are carried from block to block, and added to what is in the block, times
+these products. About :math:`2 \sqrt T` calls that follow one another, and as much work again as a loop.
 """
 
 from __future__ import annotations
@@ -49,13 +49,8 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, F: Tensor, v: Tensor, reverse: bool) -> Tensor:
-        (T, *batch, z, n), plain = v.shape, v.numel() // len(v) >= WIDE
-        F_, v_ = F.reshape(T, -1, z, z), v.reshape(T, -1, z, n)
-        if plain or T <= LOOP:
-            h = _loop(F_, v_, reverse)
-        else:
-            h = _blocked(F_.flip(0), v_.flip(0)).flip(0) if reverse else _blocked(F_, v_)
-        h = h.reshape(T, *batch, z, n)
+        T, *batch, z, n = v.shape
+        h = solve(F.reshape(T, -1, z, z), v.reshape(T, -1, z, n).clone(), reverse).reshape(T, *batch, z, n)
         ctx.save_for_backward(F, h)
         ctx.reverse = reverse
         return h
@@ -70,8 +65,14 @@ class _Recurrence(torch.autograd.Function):
         return torch.cat([torch.zeros_like(F[:1]), adjoint[1:] @ h[:-1].mT]), adjoint, None
 
 
-def _loop(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
-    h = v.clone(memory_format=torch.contiguous_format)
+def solve(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
+    """The recurrence of F (T, batch, z, z) and v (T, batch, z, n), without a derivative; v may be overwritten."""
+    if v.numel() // len(v) >= WIDE or len(v) <= LOOP:
+        return _loop(F, v, reverse)
+    return _blocked(F.flip(0), v.flip(0)).flip(0) if reverse else _blocked(F, v)
+
+
+def _loop(F: Tensor, h: Tensor, reverse: bool) -> Tensor:
     one = F.shape[1] == 1
     states, matrices = (h[:, 0] if one else h).unbind(0), (F[:, 0] if one else F).unbind(0)
     T = len(states)

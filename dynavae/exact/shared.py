@@ -1,15 +1,15 @@
 r"""The Kalman filter and smoother of a model that is the same at all steps and for all sequences.
 
-Covariances do not depend on what was observed, only on which coordinates were. So they are computed once for each pattern of
-gaps, not for each sequence, and with complete data only until they no longer change (:mod:`dynavae.exact._riccati`). The means
-are then linear recurrences with known matrices,
+Covariances do not depend on what was observed, only on which coordinates were. So they are computed once for each
+pattern of gaps, not for each sequence, and with complete data only until they no longer change
+(:mod:`dynavae.exact._riccati`). The means are then linear recurrences with known matrices,
 
 .. math::
     m_{t+1|t} = A (I - K_t C)\, m_{t|t-1} + A K_t y_t + f_{t+1}, \qquad
     m_{t|T} = G_t\, m_{t+1|T} + (m_{t|t} - G_t m_{t+1|t})
 
-which run in blocks (:mod:`dynavae.exact.recurrence`). Nothing loops over all steps. The results are those of the other forms,
-to rounding; covariances of sequences that share them are views of one.
+which run in blocks (:mod:`dynavae.exact.recurrence`). Nothing loops over all steps. The results are those of the
+other forms, to rounding; covariances of sequences that share them are views of one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dynavae.exact._algebra import symmetric
+from dynavae.exact._innovations import Innovations
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact._riccati import STEADY, difference, predicted_covariances
 from dynavae.exact.joseph import joseph_update, reversed_kernel
@@ -63,7 +64,7 @@ def shared_filter(
 ) -> Filtered:
     """Filter; f (T, B, z_dim) and g (T, B, x_dim) are what is known of each transition and emission, None for nothing."""
     p = _predicted(params, x, observed, f, g)
-    mean = p.columns.join(torch.baddbmm(p.m, p.columns.gather(p.K), p.e))
+    mean = p.columns.join(p.m + p.columns.gather(p.K) @ p.e)
     return Filtered(
         mean, p.columns.expand(p.P_f), p.columns.join(p.m), p.columns.expand(p.P), p.log_likelihood
     )
@@ -90,18 +91,15 @@ def _predicted(
     white = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
     log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     columns = _Columns(of, T, B)
-    y = columns.split(y)
-    AK, F = p.A @ K, p.A - p.A @ (K @ here[0])
-    # The step into t uses the gain of t - 1; the first state has none.
-    zero_K, zero_F = torch.zeros_like(AK[:1]), torch.zeros_like(F[:1])
-    AK, F = columns.gather(torch.cat([zero_K, AK])[:T]), columns.gather(torch.cat([zero_F, F])[:T])
-    y_before = torch.cat([y[: columns.width], y[: -columns.width]])
-    start = columns.split(p.m0.expand(1, B, -1))
-    driven = AK @ y_before if f is None else torch.baddbmm(columns.split(f), AK, y_before)
-    driven = torch.cat([start, driven[columns.width :]])
-    m = linear_recurrence(*(a.unflatten(0, (T, columns.width)) for a in (F, driven))).flatten(0, 1)
-    e = torch.baddbmm(y, columns.gather(here[0]), m, alpha=-1)
-    quadratic = columns.join((columns.gather(white) @ e).square().sum(-2, keepdim=True)).squeeze(-1)
+    M, F = p.A @ K, p.A - p.A @ (K @ here[0])
+    # The step into t uses the gain of t - 1.
+    M, F = (columns.gather(torch.cat([a[:1], a])[:T]) for a in (M, F))
+    start = columns.split(p.m0.expand(1, B, -1))[0]
+    driven = None if f is None else columns.split(f)
+    m, e, quadratic = Innovations.apply(
+        start, F, M, columns.gather(here[0]), columns.gather(white), columns.split(y), driven
+    )
+    quadratic = quadratic.squeeze(1 if columns.width == 1 else 2)
     log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
     count = x_dim if complete else observed.sum(-1).to(x.dtype)
     log_likelihood = -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
@@ -120,28 +118,24 @@ def _patterns(p: LinearGaussian, observed: Tensor | None) -> tuple[Tensor, Tenso
 
 
 class _Columns:
-    """(T, B, n) as columns: (T, n, B) if all sequences share their matrices, else (T B, n, 1)."""
+    """(T, B, n) as columns: (T, 1, n, B) if all sequences share their matrices, else (T, B, n, 1)."""
 
     def __init__(self, of: Tensor | None, T: int, B: int) -> None:
         self.of, self.T, self.B, self.width = of, T, B, 1 if of is None else B
 
     def split(self, a: Tensor) -> Tensor:
-        return a.mT if self.of is None else a.reshape(-1, a.shape[-1], 1)
+        return a.mT.contiguous().unsqueeze(1) if self.of is None else a.contiguous().unsqueeze(-1)
 
     def join(self, a: Tensor) -> Tensor:
-        return a.mT if self.of is None else a.view(self.T, self.B, -1)
-
-    def each(self, a: Tensor) -> Tensor:
-        """(N, U, ...) of each step, the last repeated up to T, and of each sequence if they do not share."""
-        a = a if self.of is None or a.shape[1] == 1 else a[:, self.of]
-        return a if len(a) == self.T else torch.cat([a, a[-1:].expand(self.T - len(a), *a.shape[1:])])
+        return a.squeeze(1).mT if self.of is None else a.squeeze(-1)
 
     def gather(self, a: Tensor) -> Tensor:
-        a = self.each(a)
-        return a.expand(-1, self.width, -1, -1).flatten(0, 1)
+        """(N, U, ...) of each step, the last repeated up to T, and of each sequence if they do not share."""
+        a = a if self.of is None else a[:, self.of] if a.shape[1] > 1 else a.expand(-1, self.B, -1, -1)
+        return a if len(a) == self.T else torch.cat([a, a[-1:].expand(self.T - len(a), *a.shape[1:])])
 
     def expand(self, a: Tensor) -> Tensor:
-        return self.each(a).expand(-1, self.B, *a.shape[2:])
+        return self.gather(a).expand(-1, self.B, *a.shape[2:])
 
 
 def one_for_all(filtered: Filtered) -> bool:
@@ -157,7 +151,8 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     p, one = plain(params), one_for_all(filtered)
     P_f, P_ = filtered.covariance, filtered.predicted_covariance
     P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
-    N = _distinct(P_f, P_)
+    tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
+    N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
     # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
     G, V = reversed_kernel(p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1]))
     P = _smoothed_covariances(G, V, P_f[-1:], T)

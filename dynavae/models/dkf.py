@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynavae.distributions import Normal, standard_normal
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
-from dynavae.nn import MLP, Emission, GaussianHead, Memory
+from dynavae.nn import MLP, Emission, GaussianHead, Memory, frame_encoder
 from dynavae.nn.heads import to_scale
 from dynavae.recursion import recur, stages
 from dynavae.tree import cat, shifted, where
@@ -80,6 +80,9 @@ class DKF(SequentialLVM):
         decoder_layers: layers of the emission network.
         memory, memory_layers, dropout: of the inference recurrence (dropout also on its output).
         q_scale: how the posterior's scale is parameterised, see :class:`~dynavae.nn.ToNormal`.
+        image: (height, width) of a frame, or (channels, height, width): `x_layers` and
+            `decoder_layers` are then numbers of filters of
+            convolutions, see :class:`~dynavae.nn.ConvEncoder`.
         emission, activation, norm, control_dim, mask_input: as in :class:`VAE`.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
@@ -115,6 +118,7 @@ class DKF(SequentialLVM):
         decoder_layers: Sequence[int] = (32, 64, 128, 256),
         memory: str = "lstm",
         memory_layers: int = 1,
+        image: Sequence[int] | None = None,
         q_scale: str = "log_variance",
         emission: Emission | str | dict[str, Any] = "gaussian",
         activation: str = "tanh",
@@ -141,10 +145,10 @@ class DKF(SequentialLVM):
             hidden = MLP(z_dim + extra_dim, (transition_dim or z_dim,), "relu")
             self.p_z = nn.Sequential(hidden, GaussianHead(hidden.out_dim, z_dim, "softplus_variance"))
         self.z_0 = nn.Parameter(torch.zeros(z_dim)) if first == "learned" else None
-        self.decoder = MLP(z_dim + extra_dim, decoder_layers, activation, dropout, norm)
-        self.p_x = self.emit(self.decoder.out_dim)
+        net = dict(activation=activation, dropout=dropout, norm=norm)
+        self.decoder, self.p_x = self.decoder_to(z_dim + extra_dim, decoder_layers, image, **net)
         # Inference: recurrences over x, then the combiner.
-        self.phi_x = MLP(self.input_dim, x_layers, activation, dropout, norm)
+        self.phi_x = frame_encoder(self.input_dim, x_dim, x_layers, image, **net)
         self.dropout = nn.Dropout(dropout)
         options = dict(cell=memory, layers=memory_layers, dropout=dropout)
         if self.left:

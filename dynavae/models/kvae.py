@@ -12,18 +12,10 @@ from torch.nn.functional import logsigmoid
 from dynavae.batch import Sequences
 from dynavae.distributions import MultivariateNormal
 from dynavae.exact import kalman
+from dynavae.exact._algebra import matvec
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.models._mixed import Belief, MixedDynamics, exactly
 from dynavae.nn import Emission, Memory, frame_encoder
-
-
-class Belief(NamedTuple):
-    """What is known of the state s_t before a_t, in float64: the belief is N(mean + B u_t, covariance)."""
-
-    mean: Tensor  # (..., n), without the control of this step
-    covariance: Tensor  # (..., n, n)
-    B: Tensor | None  # (..., n, control_dim), zero at the first step
-    C: Tensor  # (..., z_dim, n)
-    memory: Any  # of a_<t; () where only the factors of this step are asked
 
 
 class Encoded(NamedTuple):
@@ -49,7 +41,7 @@ class States(NamedTuple):
     smoothed_a: Tensor
 
 
-class KVAE(SequentialLVM):
+class KVAE(MixedDynamics, SequentialLVM):
     r"""Kalman variational auto-encoder: frames become points a_t, and linear dynamics with mixed matrices move them.
 
     .. math::
@@ -151,21 +143,6 @@ class KVAE(SequentialLVM):
             self.rnn = Memory(z_dim, h_dim, "lstm")
             self.to_weights = nn.Linear(h_dim, mixtures)
 
-    @property
-    def Q(self) -> Tensor:
-        return self._eye(self.state_dim, self.state_noise)
-
-    @property
-    def R(self) -> Tensor:
-        return self._eye(self.z_dim, self.a_noise)
-
-    @property
-    def P0(self) -> Tensor:
-        return self._eye(self.state_dim, self.start_variance)
-
-    def _eye(self, size: int, variance: float) -> Tensor:
-        return variance * torch.eye(size, dtype=torch.float64, device=self.A.device)
-
     # --- x only: the encoder, and the messages of the future across gaps ----------------------------------
 
     def features(self, frame: Frame) -> Tensor:
@@ -184,7 +161,7 @@ class KVAE(SequentialLVM):
         t = torch.arange(len(loc), device=loc.device).unsqueeze(-1)
         if bool((frames.squeeze(-1) | (t >= seen.lengths)).all()):
             return Encoded(loc, scale)
-        with _exactly(loc):
+        with exactly(loc):
             walk = self._walk(loc, frames, seen.frame.control)
             spread = self.R + torch.diag_embed(scale.double().square())
             message = kalman.backward_information(
@@ -193,15 +170,6 @@ class KVAE(SequentialLVM):
         return Encoded(loc, scale, frames, message.J, message.h)
 
     # --- the recursion: the Kalman belief about the state ---------------------------------------------------
-
-    def initial(self, lead: tuple[int, ...]) -> Belief:
-        n = self.state_dim
-        memory: Any = ()
-        if self.mixtures > 1:
-            memory = self.rnn.step(self.rnn.initial(lead), self.a_0.expand(*lead, -1))
-        C = self._mix(self.C, self._weights(memory, lead))
-        B = None if self.B is None else C.new_zeros(*lead, n, self.control_dim)
-        return Belief(C.new_zeros(*lead, n), self.P0.expand(*lead, n, n), B, C, memory)
 
     def absorb(self, past: Past, z: Tensor) -> tuple[Tensor, Tensor, Belief]:
         return z, self._mean(past), past.h
@@ -213,100 +181,14 @@ class KVAE(SequentialLVM):
     def unroll(
         self, z: Tensor, u: Any, c: Any, control: Tensor | None, w: Any, h: Belief
     ) -> tuple[Belief, tuple[Tensor, Tensor, Belief], Belief]:
-        T, lead, n = len(z), z.shape[1:-1], self.state_dim
-        memory: Any = ()
-        weights = self._weights(h.memory, lead).unsqueeze(0).expand(T, *lead, -1)
-        if self.mixtures > 1:  # alpha_t+1 from a_1:t
-            out, memory = self.rnn.run(z, h.memory)
-            weights = self.to_weights(out).softmax(-1)
-        with _exactly(z):
-            A, C_next = self._mix(self.A, weights), self._mix(self.C, weights)
-            B_next = None if self.B is None else self._mix(self.B, weights)
-            C = torch.cat([h.C.unsqueeze(0), C_next[:-1]])
-            B = None if B_next is None else torch.cat([h.B.unsqueeze(0), B_next[:-1]])
-            u_t = None if control is None else control.double().unsqueeze(1).expand(T, *lead, -1)
-            m0 = h.mean if B is None else h.mean + (B[0] @ u_t[0].unsqueeze(-1)).squeeze(-1)
-            f = kalman.kalman_filter(
-                kalman.LinearGaussian(
-                    m0.reshape(-1, n),
-                    h.covariance.reshape(-1, n, n),
-                    _flat(torch.cat([A[:1], A[:-1]]), 2),
-                    self.Q,
-                    _flat(C, 2),
-                    self.R,
-                    None if B is None else _flat(B, 2),
-                ),
-                _flat(z.double(), 1),
-                control=None if u_t is None else _flat(u_t, 1),
-            )
-            moved = (A @ f.mean.reshape(T, *lead, n).unsqueeze(-1)).squeeze(-1)
-            P = f.covariance[-1].reshape(*lead, n, n)
-            last = Belief(
-                moved[-1],
-                _symmetric(A[-1] @ P @ A[-1].mT + self.Q),
-                None if B_next is None else B_next[-1],
-                C_next[-1],
-                memory,
-            )
-            past = Belief(
-                torch.cat([h.mean.unsqueeze(0), moved[:-1]]),
-                f.predicted_covariance.reshape(T, *lead, n, n),
-                B,
-                C,
-                (),
-            )
-        return past, (z, f.predicted_mean.reshape(T, *lead, n), past), last
-
-    def _after(self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None = None) -> Belief:
-        """The belief about the next state, once a_t is known; where it was not seen, that changes nothing."""
-        memory = self.rnn.step(belief.memory, a) if self.mixtures > 1 else ()
-        weights = self._weights(memory, a.shape[:-1])
-        with _exactly(a):
-            mean, P = self._correct(a, mean, belief, seen)
-            A, C = self._mix(self.A, weights), self._mix(self.C, weights)
-            B = None if self.B is None else self._mix(self.B, weights)
-            return Belief(
-                (A @ mean.unsqueeze(-1)).squeeze(-1), _symmetric(A @ P @ A.mT + self.Q), B, C, memory
-            )
-
-    def _correct(self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Kalman's update in Joseph form, with a gain of zero where a_t was not seen."""
-        P, C = belief.covariance, belief.C
-        CP = C @ P
-        gain = torch.cholesky_solve(CP, torch.linalg.cholesky(_symmetric(CP @ C.mT + self.R))).mT
-        if seen is not None:
-            gain = gain * seen.unsqueeze(-1)
-        error = a.double().unsqueeze(-1) - C @ mean.unsqueeze(-1)
-        keep = torch.eye(self.state_dim, dtype=P.dtype, device=P.device) - gain @ C
-        return mean + (gain @ error).squeeze(-1), _symmetric(keep @ P @ keep.mT + gain @ self.R @ gain.mT)
-
-    def _mean(self, past: Past) -> Tensor:
-        """Of the state before a_t, with the control of this step."""
-        belief: Belief = past.h
-        if belief.B is None:
-            return belief.mean
-        return belief.mean + (belief.B @ past.control.double().unsqueeze(-1)).squeeze(-1)
-
-    def _weights(self, memory: Any, lead: tuple[int, ...] | torch.Size) -> Tensor:
-        """alpha_t (..., mixtures)."""
-        if self.mixtures == 1:
-            return self.A.new_ones(*lead, 1)
-        return self.to_weights(self.rnn.read(memory)).softmax(-1)
-
-    def _mix(self, matrices: Tensor, weights: Tensor) -> Tensor:
-        return torch.einsum("...k,kij->...ij", weights.double(), matrices.double())
+        past, mean, last = self._path(z, control, h)
+        return past, (z, mean, past), last
 
     # --- the three conditionals -------------------------------------------------------------------------
 
     def prior(self, past: Past) -> MultivariateNormal:
-        with _exactly(past.h.mean):
+        with exactly(past.h.mean):
             return self._predictive(self._mean(past), past.h.covariance, past.h.C)
-
-    def _predictive(self, mean: Tensor, covariance: Tensor, C: Tensor) -> MultivariateNormal:
-        """Of a_t, from that of the state."""
-        loc = (C @ mean.unsqueeze(-1)).squeeze(-1)
-        S = torch.linalg.cholesky(_symmetric(C @ covariance @ C.mT + self.R))
-        return MultivariateNormal(loc.to(self.A.dtype), S.to(self.A.dtype))
 
     def likelihood(self, present: Present) -> Any:
         return self.p_x(self.decoder(present.h[0]))
@@ -315,7 +197,7 @@ class KVAE(SequentialLVM):
         encoded = MultivariateNormal(e.loc, torch.diag_embed(e.scale))
         if e.seen is None or e.J is None or e.h is None:
             return encoded
-        with _exactly(e.loc):
+        with exactly(e.loc):
             flat = kalman.Information(e.J, e.h, e.h.new_zeros(()))
             fused = kalman.condition(self._mean(past), past.h.covariance, flat)
             across = self._predictive(fused.mean, fused.covariance, past.h.C)
@@ -325,28 +207,6 @@ class KVAE(SequentialLVM):
         )
 
     # --- the states -----------------------------------------------------------------------------------------
-
-    def _walk(self, a: Tensor, frames: Tensor, control: Tensor | None) -> _Walk:
-        """The filter along a (T, B, z_dim), with its predictions where `frames` (T, B, 1) are not seen.
-
-        The weights alpha there are those of the predictions.
-        """
-        belief = self.initial(tuple(a.shape[1:-1]))
-        steps: list[tuple[Tensor, ...]] = []
-        for t, (a_t, seen) in enumerate(zip(a.unbind(), frames.unbind(), strict=True)):
-            past = Past(None, belief, None if control is None else control[t], None)
-            mean = self._mean(past)
-            expected = (belief.C @ mean.unsqueeze(-1)).squeeze(-1).to(a.dtype)
-            a_t = torch.where(seen, a_t, expected)
-            weights = self._weights(belief.memory, a.shape[1:-1])
-            B = () if belief.B is None else (belief.B,)
-            steps.append((a_t, weights, self._mix(self.A, weights), belief.C, *B))
-            belief = self._after(a_t, mean, belief, seen)
-        a, weights, A, C, *B = (torch.stack(part) for part in zip(*steps, strict=True))
-        dynamics = kalman.LinearGaussian(
-            A.new_zeros(self.state_dim), self.P0, A, self.Q, C, self.R, B[0] if B else None
-        )
-        return _Walk(a, weights, dynamics, control.double() if B and control is not None else None)
 
     @torch.no_grad()
     def states(self, batch: Sequences) -> States:
@@ -373,7 +233,7 @@ class KVAE(SequentialLVM):
         made = [walk.a, walk.weights]
         for part in (filtered, smoothed):
             made += [part.mean, part.covariance]
-        made += [(C @ part.mean.unsqueeze(-1)).squeeze(-1) for part in (filtered, smoothed)]
+        made += [matvec(C, part.mean) for part in (filtered, smoothed)]
         hidden = ~batch.valid
         out = [v.transpose(0, 1).to(x.dtype) for v in made]
         return States(
@@ -384,26 +244,3 @@ class KVAE(SequentialLVM):
     def decoded(self, a: Tensor) -> Tensor:
         """Mean of p(x_t | a_t), (..., x_dim)."""
         return self.p_x(self.decoder(a)).mean
-
-
-class _Walk(NamedTuple):
-    """The dynamics along a path of a: weights (T, B, mixtures) and matrices (T, B, ., .)."""
-
-    a: Tensor
-    weights: Tensor
-    dynamics: kalman.LinearGaussian
-    control: Tensor | None
-
-
-def _exactly(like: Tensor) -> torch.autocast:
-    """No autocast: Kalman algebra would lose its accuracy in bfloat16."""
-    return torch.autocast(like.device.type, enabled=False)
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return 0.5 * (matrix + matrix.mT)
-
-
-def _flat(a: Tensor, own: int) -> Tensor:
-    """(T, K, B, ...) to (T, K B, ...), with `own` axes of each."""
-    return a.reshape(len(a), -1, *a.shape[a.ndim - own :])

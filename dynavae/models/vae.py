@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynavae.distributions import Normal, standard_normal
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
-from dynavae.nn import MLP, Emission, GaussianHead
+from dynavae.nn import Emission, GaussianHead, frame_encoder
 from dynavae.tree import cat
 
 
@@ -31,6 +31,8 @@ class VAE(SequentialLVM):
         z_dim: latent dimensions.
         h_dim: units of the hidden layer, if `layers` is not given.
         layers: hidden widths of the encoder; the decoder mirrors them.
+        image: (height, width) of a frame, or (channels, height, width): `layers` are then numbers of filters of
+            convolutions, see :class:`~dynavae.nn.ConvEncoder`.
         emission: p(x_t | .), a name, an :class:`~dynavae.nn.Emission`, or its configuration.
         activation, dropout, norm: of the hidden layers.
         control_dim: known inputs per frame, read by encoder and decoder.
@@ -46,6 +48,7 @@ class VAE(SequentialLVM):
 
     causal = True
     mean_field = True
+    variants = {"conv": {"image": (2, 2), "layers": (8,), "emission": "bernoulli"}}  # noqa: RUF012
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class VAE(SequentialLVM):
         z_dim: int = 16,
         h_dim: int = 128,
         layers: Sequence[int] | None = None,
+        image: Sequence[int] | None = None,
         emission: Emission | str | dict[str, Any] = "gaussian",
         activation: str = "tanh",
         dropout: float = 0.0,
@@ -62,10 +66,10 @@ class VAE(SequentialLVM):
     ) -> None:
         super().__init__(x_dim, z_dim, emission, control_dim, mask_input=mask_input)
         widths = (h_dim,) if layers is None else tuple(layers)
-        self.encoder = MLP(self.input_dim, widths, activation, dropout, norm)
+        net = dict(activation=activation, dropout=dropout, norm=norm)
+        self.encoder = frame_encoder(self.input_dim, x_dim, widths, image, **net)
         self.q_z = GaussianHead(self.encoder.out_dim, z_dim)
-        self.decoder = MLP(z_dim + control_dim, widths[::-1], activation, dropout, norm)
-        self.p_x = self.emit(self.decoder.out_dim)
+        self.decoder, self.p_x = self.decoder_to(z_dim + control_dim, widths[::-1], image, **net)
 
     def features(self, frame: Frame) -> Tensor:
         return self.encode(frame)

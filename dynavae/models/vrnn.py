@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynavae.distributions import Normal, standard_normal
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
-from dynavae.nn import MLP, Emission, GaussianHead, Memory, SplitMLP, ToNormal
+from dynavae.nn import MLP, Emission, GaussianHead, Memory, SplitMLP, ToNormal, frame_encoder
 from dynavae.recursion import recur, stages
 from dynavae.tree import cat
 
@@ -39,6 +39,9 @@ class VRNN(SequentialLVM):
         residual: posterior mean = prior mean + network.
         scale: how scales of latents are parameterised, see :class:`~dynavae.nn.ToNormal`.
         memory, memory_layers, dropout: of the recurrence.
+        image: (height, width) of a frame, or (channels, height, width): `x_layers` and
+            `decoder_layers` are then numbers of filters of
+            convolutions, see :class:`~dynavae.nn.ConvEncoder`.
         emission, activation, norm, control_dim, mask_input: as in :class:`VAE`.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
@@ -71,6 +74,7 @@ class VRNN(SequentialLVM):
         scale: str = "log_variance",
         memory: str = "lstm",
         memory_layers: int = 1,
+        image: Sequence[int] | None = None,
         emission: Emission | str | dict[str, Any] = "gaussian",
         activation: str = "tanh",
         dropout: float = 0.0,
@@ -83,15 +87,14 @@ class VRNN(SequentialLVM):
             raise ValueError(f"prior should be 'learned' or 'standard'; got {prior!r}.")
         self.reads_prior, self.learned = residual, prior == "learned"
         net = dict(activation=activation, dropout=dropout, norm=norm)
-        self.phi_x = MLP(self.input_dim, x_layers, **net)
+        self.phi_x = frame_encoder(self.input_dim, x_dim, x_layers, image, **net)
         self.phi_z = MLP(z_dim, z_layers, **net)
         fx, fz = self.phi_x.out_dim, self.phi_z.out_dim
         self.rnn = Memory(fx + fz, h_dim, memory, memory_layers, dropout)
         if self.learned:
             self.prior_net = MLP(h_dim + control_dim, prior_layers, **net)
             self.p_z = GaussianHead(self.prior_net.out_dim, z_dim, scale)
-        self.decoder = MLP(fz + h_dim + control_dim, decoder_layers, **net)
-        self.p_x = self.emit(self.decoder.out_dim)
+        self.decoder, self.p_x = self.decoder_to(fz + h_dim + control_dim, decoder_layers, image, **net)
         self.q_z = SplitMLP(fx, h_dim, posterior_layers, 2 * z_dim, **net)
         self.to_normal = ToNormal(scale)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynavae.report import arrays, html, sections, sequences
+from dynavae.report import arrays, html, sections, sequences, video
 from dynavae.report.compare import write_comparison
 
 Kind = Literal["binary", "real", "power", "categorical"]
@@ -31,6 +31,7 @@ def write_report(
     samples: Sequence[Any] | None = None,
     forecasts: Sequence[Mapping[str, Any]] | None = None,
     imputations: Sequence[Mapping[str, Any]] | None = None,
+    dynamics: Mapping[str, Any] | None = None,
     kind: Kind = "real",
     meta: Mapping[str, Any] | None = None,
     log: Sequence[object] | None = None,
@@ -60,11 +61,13 @@ def write_report(
             (H, x_dim) or None.
         imputations: as reconstructions, with ``lower`` and ``upper`` quantile (T, x_dim) as an option;
             finite ``data`` where ``observed`` is False are held-out truth.
+        dynamics: what a KVAE knows of one video with a gap, see :func:`~dynavae.report.video.dynamics_section`.
         kind: of the data. "binary" with ``lowest_midi`` and ``frame_seconds`` in ``meta`` is drawn as piano
             rolls, with sound and MIDI files; "real" as line charts; "power" as spectrograms in decibels; the
             rest as rasters.
         meta: ``frame_seconds`` (duration of a frame), ``lowest_midi`` (MIDI note of column 0),
-            ``sample_rate`` (of the sound behind a spectrogram, Hz), ``x_names`` (of the dimensions).
+            ``sample_rate`` (of the sound behind a spectrogram, Hz), ``x_names`` (of the dimensions), ``image`` (height and
+            width of a frame, after channels if there are several): sequences are then strips of frames.
         log: notes, one line each.
 
     Returns:
@@ -115,6 +118,7 @@ def write_report(
         sequences.sample_section(drawn, canvas),
         sequences.forecast_section(futures, canvas),
         sequences.imputation_section(filled, canvas),
+        video.dynamics_section(dynamics, canvas.image, canvas.frame_seconds) if dynamics else None,
         sections.note_section(list(log or ())),
     ]
     tiles = [

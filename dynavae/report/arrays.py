@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,14 @@ def to_canvas(
     clips = 2 * min(len(data), ROLLS_SHOWN) + min(len(drawn), SHOWN)
     clips += sum(3 - (item["truth"] is None) for item in futures[:ROLLS_SHOWN])
     dims = choose_dims(seen + after + drawn) if widths else []
-    return Canvas(kind, frame_seconds, lowest_midi, meta.get("sample_rate"), names, dims, clips)
+    image = meta.get("image")
+    if image is not None and (len(image) not in (2, 3) or (widths and math.prod(image) != widths[0])):
+        raise ValueError(
+            f"meta['image'] should be (height, width) or (channels, height, width) of {widths[0] if widths else 'all'} "
+            f"pixels; got {image!r}."
+        )
+    image = None if image is None else tuple(image)
+    return Canvas(kind, frame_seconds, lowest_midi, meta.get("sample_rate"), names, dims, clips, image)
 
 
 def to_array(x: Any, name: str, *shape: str) -> np.ndarray:

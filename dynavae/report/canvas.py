@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynavae import music
-from dynavae.report import html, images
+from dynavae.report import html, images, video
 
 SHOWN = 4  # sequences of a section
 ROLLS_SHOWN = 2  # piano rolls of a section, which come with sound
@@ -33,6 +33,7 @@ class Canvas:
         names: of the dimensions of x, or None.
         dims: of x that line charts show.
         clips: how many sound clips the page has, which share `AUDIO_BYTES`.
+        image: (height, width) or (channels, height, width) of a frame, if x is a video.
     """
 
     kind: str
@@ -42,14 +43,25 @@ class Canvas:
     names: Sequence[str] | None
     dims: Sequence[int]
     clips: int
+    image: tuple[int, ...] | None = None
 
     @property
     def rolls(self) -> bool:
-        return self.kind == "binary" and self.lowest_midi is not None and self.frame_seconds is not None
+        known = self.lowest_midi is not None and self.frame_seconds is not None
+        return self.kind == "binary" and known and self.image is None
 
     @property
     def lines(self) -> bool:
-        return self.kind == "real"
+        return self.kind == "real" and self.image is None
+
+    @property
+    def what(self) -> str:
+        """What a picture of this kind of data shows, in words."""
+        if self.image is not None:
+            return "frames side by side"
+        return (
+            "power in decibels over time and frequency" if self.kind == "power" else "time against dimension"
+        )
 
     @property
     def shown(self) -> int:
@@ -66,6 +78,8 @@ class Canvas:
     @property
     def frames(self) -> int:
         """The largest number of frames of one picture."""
+        if self.image is not None:
+            return video.FRAMES
         if self.rolls:
             return max(1, int(ROLL_SECONDS / self.step))
         return LINE_FRAMES if self.lines else PICTURE_FRAMES
@@ -91,6 +105,8 @@ class Canvas:
         return html.clip(f"{label}, {seconds} s", music.wav_bytes(sound, AUDIO_RATE), midi, file_name)
 
     def pictures(self, titles: Sequence[str], values: Sequence[np.ndarray], now: int | None = None) -> Any:
+        if self.image is not None:
+            return video.strips(titles, values, self.image, now)
         if self.kind == "power":
             return images.spectrograms(titles, values, self.frame_seconds, self.sample_rate, now)
         return images.rasters(titles, values, self.frame_seconds, now)

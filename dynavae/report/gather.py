@@ -9,6 +9,7 @@ import torch
 
 from dynavae import tasks
 from dynavae.data import DataSplits
+from dynavae.models import KVAE
 from dynavae.results import to_units
 from dynavae.runs import Run
 from dynavae.scan import scan
@@ -53,6 +54,8 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         length = int(np.median(chosen.lengths))
         content["samples"] = list(tasks.generate(model, 4, length, seed=seed).x.numpy())
     content["imputations"] = imputations(model, batch, seed)
+    if isinstance(model, KVAE):
+        content["dynamics"] = dynamics(model, chosen)
     if model.w_dim:
         content["log"] = [*content["log"], _sequence_latent(model, chosen, seed)]
     for found in ("reconstructions", "forecasts", "imputations"):
@@ -154,6 +157,39 @@ def imputations(model: Any, batch: Any, seed: int, samples: int = 100) -> list[d
             }
         )
     return out
+
+
+def dynamics(model: KVAE, chosen: Any) -> dict[str, Any]:
+    """The first sequence with its middle hidden: what the filter, the smoother and the dynamics alone make of it."""
+    one = chosen.batch([0])
+    t = torch.arange(one.steps)
+    start, stop = min(4, one.steps // 2), max(one.steps - 4, one.steps // 2 + 1)
+    gap, rest = (t >= start) & (t < stop), t >= start
+    seen, begun = (one.hide(h[:, None].expand_as(one.x[0]).unsqueeze(0)) for h in (gap, rest))
+    whole, states, ahead = (model.states(b) for b in (one, seen, begun))
+    strips = {
+        "truth": one.arrays()[0],
+        "seen": seen.arrays()[0],
+        **{
+            title: model.decoded(a)[0].cpu().numpy()
+            for title, a in (
+                ("filtered", states.filtered_a),
+                ("smoothed", states.smoothed_a),
+                ("generated", ahead.filtered_a),
+            )
+        },
+    }
+    many = model.states(chosen.batch(range(min(200, len(chosen)))))
+    keep = ~many.a.isnan().any(-1)
+    return {
+        "strips": strips,
+        "hidden": gap.numpy(),
+        "encoded": whole.a[0].numpy(),
+        "filtered": states.filtered_a[0].numpy(),
+        "smoothed": states.smoothed_a[0].numpy(),
+        "points": many.a[keep].numpy() if model.z_dim == 2 and model.mixtures > 1 else None,
+        "weights": many.weights[keep].numpy(),
+    }
 
 
 def _sequence_latent(model: Any, chosen: Any, seed: int) -> str:

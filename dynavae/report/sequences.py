@@ -114,7 +114,7 @@ def _reconstruction(item: Arrays, index: int, canvas: Canvas) -> str:
             name,
         )
         caption = f"{whole} Above, the data, blank where not observed; below, the mean of the reconstruction."
-        return html.card(title, picture, caption, f"Two pictures, {_WHAT[canvas.kind]}. {caption}")
+        return html.card(title, picture, caption, f"Two pictures, {canvas.what}. {caption}")
 
 
 def _sample(x: np.ndarray, index: int, canvas: Canvas) -> str:
@@ -144,7 +144,7 @@ def _sample(x: np.ndarray, index: int, canvas: Canvas) -> str:
             title,
             picture,
             whole,
-            f"Picture, {_WHAT[canvas.kind]}, of a sequence drawn from the model. {whole}",
+            f"Picture, {canvas.what}, of a sequence drawn from the model. {whole}",
         )
 
 
@@ -214,7 +214,7 @@ def _forecast(item: Arrays, index: int, canvas: Canvas) -> str:
             f"{whole} The line marks where the forecast begins; before it all pictures show "
             "the same observed frames."
         )
-        return html.card(title, picture, caption, f"Pictures, {_WHAT[canvas.kind]}. {caption}")
+        return html.card(title, picture, caption, f"Pictures, {canvas.what}. {caption}")
 
 
 def _imputation(item: Arrays, index: int, canvas: Canvas) -> str:
@@ -258,15 +258,7 @@ def _imputation(item: Arrays, index: int, canvas: Canvas) -> str:
     caption = (
         f"{whole} {missing}. Above, what was observed; below, the gaps filled with the mean of the model."
     )
-    return html.card(title, picture, caption, f"Two pictures, {_WHAT[canvas.kind]}. {caption}")
-
-
-_WHAT = {
-    "binary": "time against dimension",
-    "categorical": "time against dimension",
-    "real": "time against dimension",
-    "power": "power in decibels over time and frequency",
-}
+    return html.card(title, picture, caption, f"Two pictures, {canvas.what}. {caption}")
 
 
 def _against_data(
