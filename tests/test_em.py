@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynavae import HMM, LGSSM, VRNN, Sequences, cli, em, fit, fit_em, load, score
 from dynavae.exact import em as exact_em
@@ -261,6 +263,31 @@ def test_held_entries_under_a_full_covariance_still_rise():
         params = exact_em.maximise(params, expected, free)
     assert np.diff(values).min() > -1e-9
     assert params.A[0, 1] == 0 and params.A[1, 0] == 0 and torch.equal(params.C, I)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    z_dim=st.integers(1, 3),
+    x_dim=st.integers(1, 3),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    missing=st.floats(0.0, 0.7),
+    noise=st.sampled_from(["full", "diagonal"]),
+    seed=st.integers(0, 10_000),
+)
+def test_em_rises_whatever_is_missing(z_dim, x_dim, lengths, missing, noise, seed):
+    """Any sizes, lengths and gaps; batches of one sequence give the iterates of one batch."""
+    g = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(n, x_dim, generator=g, dtype=torch.float64) for n in lengths]
+    for x in xs:
+        holes = torch.rand(x.shape, generator=g) < missing
+        holes[0, 0] = False
+        x[holes] = NAN
+    whole = Sequences.from_arrays(xs)
+    models = [small(LGSSM, z_dim=z_dim, x_dim=x_dim, noise=noise, min_scale=1e-2) for _ in range(2)]
+    together = [em.step(models[0], [whole]) for _ in range(6)]
+    apart = [em.step(models[1], list(whole)) for _ in range(6)]
+    assert np.diff(together).min() > -1e-7
+    np.testing.assert_allclose(apart, together, rtol=1e-6, atol=1e-6)
 
 
 # --- fit, files, resume ---------------------------------------------------------------------------------
