@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from dynavae import HMM, LGSSM, VRNN, Sequences, cli, em, fit, fit_em, load, score
 from dynavae.exact import em as exact_em
 from dynavae.exact import kalman
+from dynavae.learner import Learner
+from dynavae.loading import Batch
 from dynavae.nn.estimation import emission_of_states
 from dynavae.testing import sequences, small
 
@@ -338,6 +340,26 @@ def test_em_resumes(tmp_path):
     a, b = ([row["train/nats_per_frame"] for row in run.history] for run in runs)
     assert a == b
     close(runs[0].model.state_dict(), runs[1].model.state_dict())
+
+
+def test_em_resumes_within_an_iteration():
+    """The sums of the batches done travel through the checkpoint."""
+    x = data()
+    batches = [Batch(Sequences.from_arrays(x[rows]), rows) for rows in (list(range(7)), list(range(7, 12)))]
+    weights = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        model = HMM(x_dim=2, states=3)
+        learner = Learner(model, objective="em")
+        learner._em_step(batches[0], last=False)
+        if interrupted:
+            checkpoint = {}
+            learner.on_save_checkpoint(checkpoint)
+            learner = Learner(model, objective="em")
+            learner.on_load_checkpoint(checkpoint)
+        learner._em_step(batches[1], last=True)
+        weights.append({k: v.clone() for k, v in model.state_dict().items()})
+    close(weights[0], weights[1])
 
 
 def test_em_stops_when_it_gains_too_little():
