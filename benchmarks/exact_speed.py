@@ -2,15 +2,16 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exact_speed.py [--repeats 15] [--out benchmarks/results/exact_speed.json]
 
-A model that is the same at all steps, complete data, float64 for everybody, one thread. Everybody starts from arrays in memory
-and returns all moments of all sequences, and, for the gradient, the gradient of the summed log-likelihood with respect to m0, P0,
-A, Q, C, R. dynamax (JAX) is jitted over the batch (vmap) and its compilation is not counted. statsmodels and filterpy have no
-batches: a loop over sequences; and no gradient: central differences of statsmodels' log-likelihood, timed as twice its free
-entries, measured once each. The pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer
-than --slow seconds run once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of
-resident memory in MiB of one call in a fresh process.
+A model that is the same at all steps, complete data, float64 for everybody, one thread. Everybody starts from arrays
+in memory and returns all moments of all sequences, and, for the gradient, the gradient of the summed log-likelihood
+with respect to m0, P0, A, Q, C, R. dynamax (JAX) is jitted over the batch (vmap), which shares covariances too, and
+its compilation is not counted. statsmodels and filterpy have no batches: a loop over sequences; and no gradient:
+central differences of statsmodels' log-likelihood, timed as two per free entry, from two evaluations. The
+pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer than --slow seconds run
+once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of resident memory in
+MiB of one call, after one on little data, in a fresh process (Linux).
 
-Needs `pip install dynavae[bench]`: dynamax, filterpy, statsmodels; who is not installed is left out, with a line that says so.
+Rivals that are not installed (dynamax, filterpy, statsmodels) are left out, with a line that says so.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -109,9 +109,12 @@ def statsmodels(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
 
     entries = z + z * (z + 1) + z * z + z * x_dim + x_dim * (x_dim + 1) // 2
 
-    def differences() -> object:
+    def differences() -> float:  # seconds it would take: 2 entries evaluations, of which two are run
         kept = [bound(row) for row in x]
-        return [sum(k.loglike() for k in kept) for _ in range(2 * entries)]
+        start = time.perf_counter()
+        for _ in range(2):
+            sum(k.loglike() for k in kept)
+        return entries * (time.perf_counter() - start)
 
     return {"filter+smoother": lambda: [bound(row).smooth() for row in x], "filter+gradient": differences}
 
@@ -122,7 +125,7 @@ def filterpy(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
     def one(row: np.ndarray) -> object:
         k = KalmanFilter(dim_x=len(p["m0"]), dim_z=row.shape[-1])
         k.F, k.Q, k.H, k.R = p["A"], p["Q"], p["C"], p["R"]
-        k.x, k.P = p["m0"][:, None].copy(), p["P0"].copy()
+        k.x, k.P = p["m0"].copy(), p["P0"].copy()
         means, covariances, _, _ = k.batch_filter(list(row), update_first=True)
         return k.rts_smoother(means, covariances)
 
@@ -163,9 +166,16 @@ def _peak(name: str, size: tuple[int, int, int], task: str, queue: Any) -> None:
     maker = ours if name == "dynavae" else RIVALS[name]
     maker(model(size[2]), data(1, 10, size[2])).get(task, int)()  # imports
     run = maker(model(size[2]), data(*size))[task]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _resident("VmRSS")
     run()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put(_resident("VmHWM") - before)
+
+
+def _resident(field: str) -> float:
+    """MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def memory(name: str, size: tuple[int, int, int], task: str) -> float:
@@ -181,8 +191,8 @@ def memory(name: str, size: tuple[int, int, int], task: str) -> float:
 
 def seconds(run: Run) -> float:
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    said = run()
+    return said if isinstance(said, float) else time.perf_counter() - start
 
 
 def compare(size: tuple[int, int, int], repeats: int, slow: float) -> list[dict[str, Any]]:
@@ -241,8 +251,8 @@ def main() -> int:
     args.out.parent.mkdir(exist_ok=True)
     content = {
         "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats}",
-        "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; float64; z_dim = "
-        "dim, x_dim = dim / 2; one thread",
+        "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; "
+        "float64; z_dim = dim, x_dim = dim / 2; one thread",
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only; load {os.getloadavg()[0]:.1f}",
         "records": records,

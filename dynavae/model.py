@@ -107,7 +107,7 @@ class SequentialLVM(nn.Module, abc.ABC):
         marginalises: `update` leaves out what is missing of x_t (its features say what), so nothing is drawn in its place.
         reads_prior: `posterior` reads `past.prior`; the engine then computes it in the loop.
         mean_field: q(z_t | .) does not read z_<t, so z_1:T is drawn at once and `unroll` replaces the loop.
-        bridges: where x_t is missing, and there only, q(z_t | .) reads z_<t and the future of x (filters take the prior).
+        bridges: where x_t is missing, q(z_t | .) reads z_<t and the future of x; filters and streams take the prior there.
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see `exact_log_likelihood` and its fellows.

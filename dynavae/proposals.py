@@ -21,6 +21,7 @@ class Proposal(Protocol):
     """What the loop asks of a proposal.
 
     needs_prior: it reads `past.prior`, which the engine then computes first.
+    evidence: if there is such a method, (model, Evidence) -> what it reads of x, a tree of (T, B, .) tensors.
     """
 
     needs_prior: bool

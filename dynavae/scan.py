@@ -206,6 +206,9 @@ class _Run:
         self._draw_static(evidence)
         needs_evidence = isinstance(self.propose, Amortized) and any(self.informed_any)
         self.e = model.evidence(evidence._replace(w=self.w)) if needs_evidence else None
+        own = getattr(self.propose, "evidence", None)  # a proposal may read x by itself
+        if own is not None:
+            self.e = own(model, evidence._replace(w=self.w))
         if state is None:
             self.h = model.initial((K, B))
             self.m = model.past_x.initial((K, B)) if self.draws else ()
@@ -296,7 +299,8 @@ class _Run:
     def _fill(self, x: Tensor, given: Tensor, p_x: Any, noise: Tensor | None) -> Tensor:
         if self.feedback == "mean":
             drawn = p_x.mean
-        elif isinstance(p_x, MultivariateNormal) and not self.free and noise is not None:
+        elif isinstance(p_x, MultivariateNormal) and not self.free:
+            assert noise is not None
             drawn = p_x.complete(x, given, noise)
         else:
             drawn = p_x.sample(noise)

@@ -5,8 +5,8 @@ camera sees the position with noise; for a while, something is in its way.
 """
 
 # %%
-# The physics is a matrix: $x_t = x_{t-1} + \Delta\, \dot x_{t-1}$, and gravity as control, which adds $-\frac12 g \Delta^2$ to
-# the height and $-g \Delta$ to its velocity.
+# The physics is a matrix: $x_t = x_{t-1} + \Delta\, \dot x_{t-1}$, and gravity as control, which adds $-\frac12 g \Delta^2$
+# to the height and $-g \Delta$ to its velocity.
 
 import matplotlib.pyplot as plt
 import torch
@@ -45,7 +45,7 @@ smoothed = dynavae.smooth(physics, data)
 filled = dynavae.impute(physics, data, samples=500)
 future = dynavae.forecast(physics, data, horizon=frames - seen, samples=500, control=gravity)
 
-figure, axis = plt.subplots(figsize=(9, 4.6))
+figure, axis = plt.subplots(figsize=(9, 3.4))
 axis.plot(*truth.T, color="black", linewidth=1.2, label="true path")
 axis.plot(*camera[0].T, ".", color="0.55", markersize=6, label="camera")
 axis.plot(*filtered.mean[0][:, [0, 2]].T, color="tab:orange", linewidth=1.2, label="filtered")
@@ -73,7 +73,8 @@ for name, estimate in (
 ):
     distance = (estimate - truth[:seen]).norm(dim=-1)
     outside, inside = (distance[where].square().mean().sqrt() for where in (~hidden, hidden))
-    print(f"{name:8}: {outside:.2f} m off where the camera saw, {inside:.2f} m in the gap")
+    there = "" if name == "camera" else f", {inside:.2f} m in the gap"
+    print(f"{name:8}: {outside:.2f} m off where the camera saw{there}")
 inside = (flight.x[0, seen:] >= low) & (flight.x[0, seen:] <= high)
 print(f"{inside.double().mean():.0%} of the camera's next values are in the band of 90 %")
 
@@ -91,6 +92,5 @@ test = dynavae.Sequences.from_arrays(fresh.x, control=gravity.expand(40, -1, -1)
 for name, model in (("physics", physics), ("learned by EM", learned)):
     ahead = dynavae.forecast(model, test, horizon=10, context=30, samples=50)
     error = (ahead.mean - fresh.x[:, 30:]).square().mean().sqrt()
-    print(
-        f"{name:13}: {dynavae.score(model, test, bound='exact').nats_per_frame:.3f} nats per frame; forecasts {error:.2f} m off"
-    )
+    nats = dynavae.score(model, test, bound="exact").nats_per_frame
+    print(f"{name:13}: {nats:.3f} nats per frame; forecasts {error:.2f} m off")

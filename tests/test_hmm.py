@@ -317,3 +317,35 @@ def test_errors_say_what_to_do() -> None:
         hmm.sample_posterior(transition, emission, torch.zeros(5, 2, 3))
     with pytest.raises(ValueError, match=r"uniform should have shape \(T, B\) with T >= 1; got \(3,\)"):
         hmm.simulate(initial, transition, torch.zeros(3))
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 8, 37])
+def test_the_parallel_scan_is_the_loop(T: int) -> None:
+    """Values and gradients, with structural zeros, lengths and a missing frame."""
+    lengths = torch.tensor([T, max(1, T // 2), 1])
+    leaves = [p.requires_grad_() for p in random_problem(3, T)]
+    found = []
+    for method in ("sequential", "parallel"):
+        filtered = hmm.hmm_filter(*leaves, lengths, method=method)
+        smoothed = hmm.hmm_smoother(*leaves, lengths, method=method)
+        gradient = torch.autograd.grad(
+            filtered.log_likelihood.sum(), leaves, allow_unused=True, materialize_grads=True
+        )
+        found.append((*filtered, *smoothed, *gradient))
+    for i, (a, b) in enumerate(zip(*found, strict=True)):
+        close(b, a, atol=1e-10, rtol=1e-10, msg=lambda m, i=i: f"result {i}: {m}")
+
+
+def test_the_parallel_scan_of_a_long_sequence_in_float32() -> None:
+    g = torch.Generator().manual_seed(0)
+    initial, transition = torch.zeros(3).log_softmax(-1), (3 * torch.eye(3)).log_softmax(-1)
+    emission = 5 * torch.randn(4000, 1, 3, generator=g)
+    double = hmm.hmm_filter(initial.double(), transition.double(), emission.double(), method="sequential")
+    single = hmm.hmm_filter(initial, transition, emission, method="parallel")
+    assert single.log_likelihood.sum().item() == pytest.approx(double.log_likelihood.sum().item(), rel=1e-5)
+    close(single.log_filtered.exp(), double.log_filtered.exp().float(), atol=1e-4, rtol=0)
+
+
+def test_an_unknown_method_is_refused() -> None:
+    with pytest.raises(ValueError, match="method should be one of auto, sequential, parallel; got 'fast'"):
+        hmm.hmm_filter(*vector_problem(), method="fast")

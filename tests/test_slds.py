@@ -120,7 +120,7 @@ def test_equal_regimes_are_one_lgssm():
     run = scan(model, batch, particles=5)
     log_w = objectives.log_weights(run).detach()
     close(log_w, linear.exact_log_likelihood(batch).detach().expand(5, -1), atol=1e-8, rtol=0)
-    filtered, smoothed = model.given_switches(batch, run.z.permute(1, 2, 0, 3))
+    _, smoothed = model.given_switches(batch, run.z.permute(1, 2, 0, 3))
     mean, _ = linear.exact_smooth(batch)
     close(smoothed.mean.reshape(9, 5, 3, 2)[:, 0].transpose(0, 1), mean.detach(), atol=1e-8, rtol=0)
 

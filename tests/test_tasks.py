@@ -229,3 +229,29 @@ def test_splits_need_a_split_name():
     result = dynavae.score(model, splits, split="test")
     assert (result.frames, result.sequences, result.density) == (4725, 77, "mass")
     assert result.data_sha256 == splits.sha256
+
+
+def test_the_forecast_of_a_linear_gaussian_model_has_exact_intervals():
+    """Quantiles are those of the Kalman prediction, for sequences of different lengths, with controls."""
+    from dynavae.exact import kalman
+
+    torch.manual_seed(0)
+    model = dynavae.LGSSM(x_dim=2, z_dim=3, control_dim=1)
+    x, control = torch.randn(2, 9, 2), torch.randn(2, 14, 1)
+    x[0, 3, 1] = float("nan")
+    x[1, 7:] = float("nan")
+    data = Sequences.from_arrays([x[0], x[1, :7]], control=[control[0, :9], control[1, :7]])
+    got = dynavae.forecast(model, data, horizon=4, samples=5, control=control)
+    params = model.parameters_in_moments
+    for row, length in ((0, 9), (1, 7)):
+        seen = x[row, :length].unsqueeze(1)
+        filtered = kalman.kalman_filter(params, seen, control=control[row, :length].unsqueeze(1))
+        known = control[row, length : length + 4].unsqueeze(1)
+        ahead = kalman.kalman_predict(params, filtered.mean[-1], filtered.covariance[-1], 4, known)
+        p_x = kalman.predictive_observation(params, *ahead, known)
+        deviation = p_x.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+        for q, score in ((0.05, -1.6448536), (0.5, 0.0), (0.95, 1.6448536)):
+            expected = (p_x.mean + score * deviation)[:, 0]
+            torch.testing.assert_close(got.quantile(q)[row], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="a share between 0 and 1; got 1"):
+        got.quantile(1.0)

@@ -5,6 +5,6 @@
 `simulation.complete` share covariances between sequences that miss the same values.
 """
 
-from dynavae.exact import hmm, kalman
+from dynavae.exact import em, hmm, kalman, structural
 
-__all__ = ["hmm", "kalman"]
+__all__ = ["em", "hmm", "kalman", "structural"]

@@ -52,10 +52,12 @@ class Innovations(torch.autograd.Function):
             dW = torch.bmm(scaled, _flat(e).mT).view_as(W)
             through = torch.bmm(_flat(W).mT, scaled).view_as(e)
             of_e = through if of_e is None else of_e + through
-        adjoint = torch.zeros_like(m) if of_m is None else of_m.clone()
         dC = None
-        if of_e is not None:
-            adjoint = torch.baddbmm(_flat(adjoint), _flat(C).mT, _flat(of_e), alpha=-1).view_as(m)
+        if of_e is None:
+            adjoint = torch.zeros_like(m) if of_m is None else of_m.clone()
+        else:
+            adjoint = torch.bmm(-_flat(C).mT, _flat(of_e)).view_as(m)
+            adjoint = adjoint if of_m is None else adjoint.add_(of_m)
             dC = -torch.bmm(_flat(of_e), _flat(m).mT).view_as(C)
         adjoint = solve(torch.cat([F[1:], F[:1]]).mT, adjoint, reverse=True)
         dF, dM = torch.zeros_like(F), torch.zeros_like(M)

@@ -1,9 +1,9 @@
 r"""The predicted covariances of a model that does not change, without a loop over time, and their derivative.
 
-Of a constant model with complete data the first :math:`2^k` filtering steps follow by k doublings (each an associative
-combination), and once two covariances in a row are equal to rounding, so are all that follow. With gaps an associative scan
-does the same for all t. Candidates from either are put through one step of the Joseph form, all at once: if every one of them
-leads to the next, to rounding, they are the solution; if not, the ordinary loop runs.
+Of a constant model with complete data the first :math:`2^k` filtering steps follow by k doublings (each an
+associative combination), and once two covariances in a row are equal to rounding, so are all that follow. With gaps
+an associative scan does the same for all t. Candidates from either are put through one step of the Joseph form, all
+at once: if every one of them leads to the next, to rounding, they are the solution; if not, the ordinary loop runs.
 
 Reference: Anderson and Moore, Optimal Filtering, 1979, chapter 6 (doubling), and chapter 4 (steady state).
 """
@@ -47,17 +47,12 @@ def predicted_covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor
 
 @torch.no_grad()
 def _memory(P: Tensor, A: Tensor, C: Tensor, R: Tensor, most: int) -> int:
-    """The steps, at most so many, until a change of P is forgotten: a steady covariance has a steady derivative after them."""
+    """Steps until a change of P is forgotten, and with a steady value its derivative is steady; at most so many."""
     F = A - A @ joseph_update(P, C, R)[0] @ C
     steps = 1
     while steps < most and F.isfinite().all() and F.square().sum((-1, -2)).amax() > torch.finfo(F.dtype).eps:
         F, steps = F @ F, 2 * steps
     return min(steps, most)
-
-
-def _next(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor:
-    """The predicted covariance that follows P."""
-    return symmetric(A @ joseph_update(P, C, R)[1] @ A.mT + Q)
 
 
 def difference(P: Tensor, other: Tensor) -> Tensor:
@@ -176,25 +171,35 @@ class _Riccati(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, solution: Tensor) -> Tensor:
-        ctx.save_for_backward(P0, A, Q, C, R, solution)
+        ctx.save_for_backward(P0, A, C, R, solution)
         return solution.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        P0, A, Q, C, R, P = ctx.saved_tensors
-        now = (C[: len(P)], R[: len(P)]) if C.ndim == 4 else (C, R)
-        K, _, _ = joseph_update(P, *now)
-        F = A @ (torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ now[0])
+        P0, A, C, R, P = ctx.saved_tensors
+        C_, R_ = (a[: len(P)] if a.ndim == 4 else a for a in (C, R))
+        K, P_f, _ = joseph_update(P, C_, R_)
+        keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C_
         # Lambda_t = F' Lambda_{t+1} F + what P_t itself was used for.
         adjoint = associative_scan(
-            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]), (F.mT, symmetric(grad)), reverse=True
+            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]),
+            ((A @ keep).mT, symmetric(grad)),
+            reverse=True,
         )[1]
-        first = adjoint[0].sum_to_size(P0.shape) if P0.ndim == 3 else adjoint[0].sum(0)
-        if len(P) == 1:
-            return first, *(torch.zeros_like(a) for a in (A, Q, C, R)), None
-        with torch.enable_grad():
-            free = [a.detach().requires_grad_() for a in (A, Q, C, R)]
-            observed = [a[: len(P) - 1] if a.ndim == 4 else a for a in free[2:]]
-            following = _next(P[:-1], *free[:2], *observed)
-        return first, *torch.autograd.grad(following, free, adjoint[1:]), None
+        # P_f is least for the optimal gain: to first order it does not change with K.
+        into, K, keep, P = adjoint[1:], K[:-1], keep[:-1], P[:-1]
+        into_A = into @ A
+        filtered = A.mT @ into_A
+        dA = 2 * (into_A @ P_f[:-1]).sum((0, 1))
+        dC, dR = -2 * K.mT @ filtered @ keep @ P, K.mT @ filtered @ K
+        if C.ndim == 4:  # the last step leads nowhere
+            missing = len(C) - len(dC)
+            dC, dR = (torch.cat([a, a.new_zeros(missing, *a.shape[1:])]) for a in (dC, dR))
+        else:
+            dC, dR = dC.sum(0), dR.sum(0)
+        return _sum_to(adjoint[0], P0), dA, into.sum((0, 1)), dC, dR, None
+
+
+def _sum_to(a: Tensor, like: Tensor) -> Tensor:
+    return a.sum(0) if like.ndim < a.ndim else a

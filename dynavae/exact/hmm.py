@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dynavae.exact import hmm_parallel
 from dynavae.exact._algebra import into_later, per_step
 from dynavae.exact._entry import entry
 from dynavae.exact.markov_chain import (
@@ -91,12 +92,20 @@ class Decoded(NamedTuple):
     log_joint: Float[Tensor, " B"]
 
 
-@entry(check_potentials)
+def _check_chain(
+    log_initial: Any, log_transition: Any, log_emission: Any, lengths: Any = None, method: str = "auto"
+) -> None:
+    check_potentials(log_initial, log_transition, log_emission, lengths)
+    hmm_parallel.check(method)
+
+
+@entry(_check_chain)
 def hmm_filter(
     log_initial: Float[Tensor, "*#B S"],
     log_transition: Float[Tensor, "*#T_B S S"],
     log_emission: Float[Tensor, "T B S"],
     lengths: Int[Tensor, " B"] | None = None,
+    method: str = "auto",
 ) -> Filtered:
     r"""Distribution of each state given the observations so far, and the log-likelihood (forward algorithm).
 
@@ -110,9 +119,11 @@ def hmm_filter(
         log_transition: log p(s_t | s_{t-1}), rows sum to one.
         log_emission: log p(x_t | s_t).
         lengths: frames of each sequence; default T.
+        method: "sequential", one step after the other; "parallel", an associative scan over time with the same results; or
+            "auto", by what was measured on a CPU.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or lengths outside 1 ... T.
+        ValueError: for shapes or dtypes that do not fit, lengths outside 1 ... T, or an unknown method.
 
     Example:
         >>> log_initial = torch.tensor([0.5, 0.5]).log()
@@ -123,6 +134,10 @@ def hmm_filter(
     """
     T, B, _ = log_emission.shape
     valid = valid_frames(log_emission, lengths)
+    if hmm_parallel.chosen(method, T, B, log_emission.shape[-1]):
+        emission = torch.where(valid.unsqueeze(-1), log_emission, 0.0)
+        log_filtered, log_predicted, evidence = hmm_parallel.forward(log_initial, log_transition, emission)
+        return Filtered(log_filtered, log_predicted, torch.where(valid, evidence, 0.0))
     predicted = log_initial.expand(B, -1)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     emissions = torch.where(valid.unsqueeze(-1), log_emission, 0.0).unbind(0)
@@ -187,12 +202,13 @@ def backward_messages(
     return torch.where(valid.unsqueeze(-1), log_beta, 0.0)
 
 
-@entry(check_potentials)
+@entry(_check_chain)
 def hmm_smoother(
     log_initial: Float[Tensor, "*#B S"],
     log_transition: Float[Tensor, "*#T_B S S"],
     log_emission: Float[Tensor, "T B S"],
     lengths: Int[Tensor, " B"] | None = None,
+    method: str = "auto",
 ) -> Smoothed:
     r"""Distribution of each state, and of each pair of successive states, given all observations.
 
@@ -201,9 +217,10 @@ def hmm_smoother(
         log_transition: log p(s_t | s_{t-1}).
         log_emission: log p(x_t | s_t).
         lengths: frames of each sequence; default T.
+        method: as for :func:`hmm_filter`.
 
     Raises:
-        ValueError: for shapes or dtypes that do not fit, or lengths outside 1 ... T.
+        ValueError: for shapes or dtypes that do not fit, lengths outside 1 ... T, or an unknown method.
 
     Example:
         >>> log_initial = torch.tensor([0.5, 0.5]).log()
@@ -213,9 +230,13 @@ def hmm_smoother(
         tensor([[0.7400, 0.2600],
                 [0.8000, 0.2000]])
     """
-    filtered = hmm_filter(log_initial, log_transition, log_emission, lengths)
+    filtered = hmm_filter(log_initial, log_transition, log_emission, lengths, method)
     valid = valid_frames(log_emission, lengths)
-    messages, _ = _backward(log_transition, log_emission, valid)
+    if hmm_parallel.chosen(method, *log_emission.shape):
+        emission = torch.where(valid.unsqueeze(-1), log_emission, 0.0)
+        messages = hmm_parallel.backward(log_transition, emission, valid)
+    else:
+        messages, _ = _backward(log_transition, log_emission, valid)
     log_gamma, _ = normalise(filtered.log_predicted + messages)
     log_xi = (
         filtered.log_filtered[:-1].unsqueeze(-1) + into_later(log_transition) + messages[1:].unsqueeze(-2)

@@ -1,8 +1,8 @@
 r"""The linear recurrence :math:`h_t = F_t h_{t-1} + v_t` with few calls: blocks of time side by side.
 
-Within a block of about :math:`\sqrt T` steps the recurrence runs from zero, for all blocks at once, together with the products
-of the F_t; then the last states are carried from block to block, and added to what is in the block, times these products.
-About :math:`2 \sqrt T` calls that follow one another, and as much work again as a loop.
+Within a block of about :math:`\sqrt T` steps the recurrence runs from zero, for all blocks at once, together with the
+products of the F_t; then the last states are carried from block to block, and added to what is in the block, times
+these products. About :math:`2 \sqrt T` calls that follow one another, and as much work again as a loop.
 """
 
 from __future__ import annotations

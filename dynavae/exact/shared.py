@@ -1,15 +1,15 @@
 r"""The Kalman filter and smoother of a model that is the same at all steps and for all sequences.
 
-Covariances do not depend on what was observed, only on which coordinates were. So they are computed once for each pattern of
-gaps, not for each sequence, and with complete data only until they no longer change (:mod:`dynavae.exact._riccati`). The means
-are then linear recurrences with known matrices,
+Covariances do not depend on what was observed, only on which coordinates were. So they are computed once for each
+pattern of gaps, not for each sequence, and with complete data only until they no longer change
+(:mod:`dynavae.exact._riccati`). The means are then linear recurrences with known matrices,
 
 .. math::
     m_{t+1|t} = A (I - K_t C)\, m_{t|t-1} + A K_t y_t + f_{t+1}, \qquad
     m_{t|T} = G_t\, m_{t+1|T} + (m_{t|t} - G_t m_{t+1|t})
 
-which run in blocks (:mod:`dynavae.exact.recurrence`). Nothing loops over all steps. The results are those of the other forms,
-to rounding; covariances of sequences that share them are views of one.
+which run in blocks (:mod:`dynavae.exact.recurrence`). Nothing loops over all steps. The results are those of the
+other forms, to rounding; covariances of sequences that share them are views of one.
 """
 
 from __future__ import annotations

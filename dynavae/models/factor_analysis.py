@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from dynavae.batch import Sequences
-from dynavae.distributions import LOG_2PI, MultivariateNormal, Normal, standard_normal
+from dynavae.distributions import LOG_2PI, MultivariateNormal, Normal
 from dynavae.exact.regression import Regression, solve, spread
 from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
 from dynavae.nn.heads import inverse_softplus
@@ -147,8 +147,9 @@ class FactorAnalysis(SequentialLVM):
     ) -> tuple[Tensor, Tensor, Tensor]:
         return z, z, z[-1]  # the prior reads only the shape of past.h
 
-    def prior(self, past: Past) -> Normal:
-        return standard_normal(past.h.shape[:-1], self.z_dim, past.h)
+    def prior(self, past: Past) -> MultivariateNormal:
+        zero = past.h.new_zeros(()).expand_as(past.h)
+        return MultivariateNormal(zero, torch.eye(self.z_dim).to(zero).expand(*zero.shape, -1))
 
     def likelihood(self, present: Present) -> Normal:
         loc = present.h @ self.W.mT + self.mu

@@ -49,7 +49,8 @@ class GMM(SequentialLVM):
 
     Example:
         >>> from dynavae import fit_em
-        >>> x = torch.cat([torch.randn(1, 50, 2), torch.randn(1, 50, 2) + 5], 1)
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.cat([torch.randn(1, 50, 2), torch.randn(1, 50, 2) + 9], 1)
         >>> model = GMM(x_dim=2, states=2)
         >>> _ = fit_em(model, x, iterations=20, progress=False)
         >>> model.log_weights.exp()

@@ -317,6 +317,14 @@ class LGSSM(SequentialLVM):
         x, observed, control = _time_first(batch)
         return complete(self.parameters_in_moments, x, noise_z, noise_x, observed, control)
 
+    def exact_observations(self, batch: Sequences) -> tuple[Tensor, Tensor]:
+        """Means and standard deviations (B, T, x_dim) of a fresh x_t given what was observed up to t."""
+        filtered, control = self._filtered(batch), _time_first(batch)[2]
+        p_x = kalman.predictive_observation(
+            self.parameters_in_moments, filtered.mean, filtered.covariance, control
+        )
+        return _moments(p_x)
+
     def exact_filter(self, batch: Sequences) -> tuple[Tensor, Tensor]:
         return _moments(self._filtered(batch))
 

@@ -38,10 +38,20 @@ class Forecast(NamedTuple):
     samples: Float[Tensor, "S B H x_dim"]
     mean: Float[Tensor, "B H x_dim"]
     context: Tensor  # (B,) frames that were seen
+    stddev: Float[Tensor, "B H x_dim"] | None = (
+        None  # of a model whose forecast is known to be Gaussian (LGSSM)
+    )
 
     def quantile(self, q: float) -> Float[Tensor, "B H x_dim"]:
-        """The q-quantile of the sampled futures."""
-        return self.samples.quantile(q, dim=0)
+        """The q-quantile of each value: exact where `stddev` is known, else of the sampled futures.
+
+        `quantile(0.05)` and `quantile(0.95)` are the ends of a 90 % interval.
+        """
+        if self.stddev is None:
+            return self.samples.quantile(q, dim=0)
+        if not 0 < q < 1:
+            raise ValueError(f"a quantile of a Gaussian is a share between 0 and 1; got {q}.")
+        return self.mean + self.stddev * torch.special.ndtri(self.mean.new_tensor(q))
 
 
 class Imputation(NamedTuple):
@@ -189,6 +199,8 @@ def forecast(
         )
     src = source(data, split, batch_size, samples * model.x_dim)
     xs, means, seen = [], [], torch.zeros(src.size, dtype=torch.long)
+    exact = None if reweight else getattr(model, "exact_observations", None)
+    spreads: list[tuple[list[int], Tensor]] = []
     with evaluating(model):
         for rows, batch in batches(model, src):
             extended, start = _extend(
@@ -204,8 +216,15 @@ def forecast(
             xs.append((rows, batch_first(x)))
             means.append((rows, batch_first(mean)))
             seen[rows] = start.cpu()
+            if exact is not None:
+                index = t.T.unsqueeze(-1).expand(-1, -1, model.x_dim)
+                moments = [torch.gather(a, 1, index) for a in exact(extended)]
+                means[-1] = (rows, moments[0].unsqueeze(0))
+                spreads.append((rows, moments[1].unsqueeze(0)))
     x, mean = (scatter(parts, src.size, horizon, 1) for parts in (xs, means))
-    return Forecast(x, center(model, mean), seen)
+    if exact is None:
+        return Forecast(x, center(model, mean), seen)
+    return Forecast(x, mean[0], seen, scatter(spreads, src.size, horizon, 1)[0])
 
 
 def _extend(

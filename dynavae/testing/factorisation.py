@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynavae import tree
-from dynavae.distributions import Normal, Product, at, expand
+from dynavae.distributions import MultivariateNormal, Normal, Product, at, expand
 from dynavae.model import Past, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized
@@ -141,7 +141,13 @@ def dependencies(model: SequentialLVM) -> Dependencies:
     if model.w_dim:
         static = _static(model, batch.x, discrete["x"])
     p = trajectory.p_z
-    standard = isinstance(p, Normal) and bool((p.loc == 0).all()) and bool((p.scale == 1).all())
+    standard = (
+        isinstance(p, Normal | MultivariateNormal)
+        and bool((p.loc == 0).all())
+        and bool((p.stddev == 1).all())
+    )
+    if isinstance(p, MultivariateNormal):
+        standard = standard and bool((p.scale_tril.tril(-1) == 0).all())
     return Dependencies(reads, reads_w, static, standard)
 
 

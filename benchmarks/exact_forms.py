@@ -1,0 +1,91 @@
+"""The forms of the Kalman filter and smoother against each other: where `method="auto"` should change from one to another.
+
+    OMP_NUM_THREADS=1 python benchmarks/exact_forms.py [--repeats 7] [--out benchmarks/results/exact_forms.json]
+
+Filter and smoother in float64 without gradients, one thread, on a model whose A varies in time (`joseph`, `parallel`,
+`square_root`) and on a constant one (`shared` too). Median milliseconds, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from dynavae.exact.forms import choose
+from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
+
+OUT = Path(__file__).parent / "results" / "exact_forms.json"
+
+
+def model(z: int, T: int, varying: bool) -> LinearGaussian:
+    g = torch.Generator().manual_seed(0)
+    A = 0.95 * torch.linalg.qr(torch.randn(z, z, generator=g, dtype=torch.float64)).Q
+    if varying:
+        A = A + 0.01 * torch.randn(T, 1, z, z, generator=g, dtype=torch.float64)
+    x, eye = max(1, z // 2), torch.eye(z, dtype=torch.float64)
+    C = torch.randn(x, z, generator=g, dtype=torch.float64) / z**0.5
+    return LinearGaussian(torch.zeros(z).double(), eye, A, 0.1 * eye, C, 0.5 * torch.eye(x).double())
+
+
+@torch.no_grad()
+def run(params: LinearGaussian, x: torch.Tensor, method: str) -> float:
+    start = time.perf_counter()
+    kalman_smoother(params, kalman_filter(params, x, method=method), method=method)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    records = []
+    for varying in (True, False):
+        for z in (2, 4, 8, 16):
+            for T in (8, 32, 128, 512):
+                for B in (1, 16, 64):
+                    params = model(z, T, varying)
+                    x = torch.randn(
+                        T,
+                        B,
+                        params.C.shape[0],
+                        dtype=torch.float64,
+                        generator=torch.Generator().manual_seed(1),
+                    )
+                    methods = ["joseph", "parallel"] if varying else ["joseph", "parallel", "shared"]
+                    if B == 16:
+                        methods.append("square_root")
+                    for method in methods:
+                        run(params, x, method)
+                    times: dict[str, list[float]] = {method: [] for method in methods}
+                    for _ in range(args.repeats):
+                        for method, seen in times.items():
+                            seen.append(run(params, x, method))
+                    ms = {method: round(statistics.median(seen), 2) for method, seen in times.items()}
+                    record = {"varying": varying, "dim": z, "steps": T, "batch": B, "ms": ms}
+                    records.append(record | {"auto": choose(params, T, B)})
+                    print(records[-1], flush=True)
+    content = {
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_forms.py --repeats {args.repeats}",
+        "what": "median milliseconds of filter and smoother, interleaved, float64, one thread; auto: the form it takes",
+        "versions": {"torch": torch.__version__},
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only; load {os.getloadavg()[0]:.1f}",
+        "records": records,
+    }
+    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
