@@ -78,6 +78,8 @@ def trained(name: str, data: str, splits: DataSplits, epochs: int, seed: int) ->
     folder = ROOT / "runs" / "kvae" / f"{data}-{name}-{epochs}-{seed}"
     if not (folder / "done.json").is_file():
         kind, options, training = SETTINGS[name]
+        if "freeze_until" in training:  # a quarter of the time
+            training = {**training, "freeze_until": epochs / 4}
         torch.manual_seed(seed)
         model = dynavae.MODELS[kind](x_dim=splits.x_dim, control_dim=splits.control_dim, **options)
         made = dynavae.fit(
