@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,9 @@ VIDEOS = 200
 SAMPLES = 30
 NETS: dict[str, Any] = dict(emission="bernoulli", activation="relu")
 KVAE_TRAINING = dict(
-    beta=1.0,
-    kl_start=0.3,
-    kl_warmup=4,
+    beta=3.3333,
+    kl_start=0.1,
+    kl_warmup=1.5,
     lr=0.005,
     gradient_clip=150.0,
     freeze=("a_0", "rnn", "to_weights"),
@@ -45,6 +46,11 @@ KVAE_TRAINING = dict(
 OTHERS = dict(lr=0.001, gradient_clip=10.0, kl_start=0.2, kl_warmup=3)
 SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "KVAE": ("KVAE", dict(layers=(256, 128), **NETS), KVAE_TRAINING),
+    "KVAE (beta 1)": (
+        "KVAE",
+        dict(layers=(256, 128), **NETS),
+        {**KVAE_TRAINING, "beta": 1.0, "kl_start": 0.3, "kl_warmup": 4},
+    ),
     "VAE": ("VAE", dict(z_dim=2, layers=(256, 128), **NETS), {**OTHERS, "lr": 0.003}),
     "DKF": (
         "DKF",
@@ -72,6 +78,8 @@ def trained(name: str, data: str, splits: DataSplits, epochs: int, seed: int) ->
     folder = ROOT / "runs" / "kvae" / f"{data}-{name}-{epochs}-{seed}"
     if not (folder / "done.json").is_file():
         kind, options, training = SETTINGS[name]
+        if "freeze_until" in training:  # a quarter of the time
+            training = {**training, "freeze_until": epochs / 4}
         torch.manual_seed(seed)
         model = dynavae.MODELS[kind](x_dim=splits.x_dim, control_dim=splits.control_dim, **options)
         made = dynavae.fit(
@@ -131,9 +139,7 @@ def predictions(model: Any, name: str, batch: Sequences, hidden: Tensor, task: s
     """{row: expected image of every frame (B, T, x_dim)}."""
     seen = batch.hide(hidden.unsqueeze(-1).expand(-1, -1, batch.x_dim))
     if name == "VAE":
-        codes = dynavae.smooth(model, batch, samples=1, reweight=False)  # its own code is hidden below
         a = model.q_z(model.encoder(batch.x)).loc
-        assert codes.mean.shape == a.shape
         return {"VAE, straight lines": model.p_x(model.decoder(lines(a, hidden))).mean}
     if task == "generate":
         first = int(hidden[0].nonzero()[0])
@@ -141,22 +147,22 @@ def predictions(model: Any, name: str, batch: Sequences, hidden: Tensor, task: s
         rows = {name: torch.cat([batch.x[:, :first], ahead.mean], 1)}
     else:
         rows = {name: dynavae.impute(model, seen, samples=SAMPLES).x}
-    if name == "KVAE":
-        rows["KVAE, smoothed mean"] = model.decoded(model.states(seen).smoothed_a)
+    if name.startswith("KVAE"):
+        rows[f"{name}, smoothed mean"] = model.decoded(model.states(seen).smoothed_a)
         a = model.states(batch).a
-        rows["KVAE, straight lines"] = model.decoded(lines(a, hidden))
+        rows[f"{name}, straight lines"] = model.decoded(lines(a, hidden))
     return rows
 
 
 def r2_position(model: Any, name: str, splits: DataSplits) -> float | None:
     """Share of the variance of the true position that is linear in the codes; fitted on validation videos."""
-    if name not in ("KVAE", "VAE"):
+    if not name.startswith(("KVAE", "VAE")):
         return None
     codes, truth = {}, {}
     for split in ("valid", "test"):
         batch = splits.split(split).batch()
         with torch.no_grad():
-            a = model.states(batch).a if name == "KVAE" else model.q_z(model.encoder(batch.x)).loc
+            a = model.states(batch).a if name.startswith("KVAE") else model.q_z(model.encoder(batch.x)).loc
         codes[split] = np.concatenate([a.reshape(-1, a.shape[-1]), np.ones((a[..., 0].numel(), 1))], 1)
         truth[split] = true_states(splits, split)[..., :2].reshape(-1, 2)
     weights = np.linalg.lstsq(codes["valid"], truth["valid"], rcond=None)[0]
@@ -186,6 +192,7 @@ def records(data: str, name: str, epochs: int, seed: int) -> list[dict[str, Any]
         videos=VIDEOS,
         paths=SAMPLES,
         hardware=f"{platform.machine()}, 1 thread",
+        command=f"python benchmarks/kvae.py --data {data} --models {shlex.quote(name)} --epochs {epochs} --seed {seed}",
     )
     found = []
     for (task, gap), hidden in gaps(batch.steps, VIDEOS).items():
@@ -217,7 +224,7 @@ def floors(data: str) -> list[dict[str, Any]]:
             }
             found.append(
                 {**record, "neg_elbo": None, "r2_position": None, "seed": None, "split": "test",
-                 "data_sha256": splits.sha256, "videos": VIDEOS}
+                 "data_sha256": splits.sha256, "videos": VIDEOS, "command": f"python benchmarks/kvae.py --data {data}"}
             )  # fmt: skip
     return found
 
