@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +288,12 @@ def _worst(errors: dict[str, float], what: str, difference: Any) -> None:
 
 def record(case: str, rival: str, difference: Any, what: str, **more: Any) -> Record:
     error = float(np.abs(np.asarray(difference)).max())
-    return {"case": case, "rival": rival, "max_abs_error": error, "what": what, **more, "command": COMMAND}
+    about = {
+        "command": COMMAND,
+        "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only",
+        "versions": {name: version(name) for name in ("torch", rival)},
+    }
+    return {"case": case, "rival": rival, "max_abs_error": error, "what": what, **more, **about}
 
 
 def write(records: list[Record]) -> None:

@@ -250,7 +250,7 @@ def main() -> int:
     records = [record for size in SIZES for record in compare(size, args.repeats, args.slow)]
     args.out.parent.mkdir(exist_ok=True)
     content = {
-        "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats}",
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats} --slow {args.slow}",
         "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; "
         "float64; z_dim = dim, x_dim = dim / 2; one thread",
         "versions": versions(),

@@ -52,7 +52,7 @@ axis.plot(*filtered.mean[0][:, [0, 2]].T, color="tab:orange", linewidth=1.2, lab
 axis.plot(*smoothed.mean[0][:, [0, 2]].T, color="tab:blue", linewidth=2, label="smoothed")
 paths = filled.samples[:30, 0, gap]
 axis.plot(paths[..., 0].T, paths[..., 1].T, ".", color="tab:blue", markersize=2, alpha=0.35)
-axis.plot([], [], ".", color="tab:blue", markersize=4, label="imputed: what the camera might have seen")
+axis.plot([], [], ".", color="tab:blue", markersize=4, label="imputed camera values")
 axis.plot(*future.mean[0].T, color="tab:green", linewidth=2, label="predicted")
 low, high = future.quantile(0.05)[0], future.quantile(0.95)[0]
 axis.fill_between(future.mean[0, :, 0], low[:, 1], high[:, 1], color="tab:green", alpha=0.2, linewidth=0)

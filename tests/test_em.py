@@ -8,10 +8,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynavae import HMM, LGSSM, VRNN, Sequences, cli, em, fit, fit_em, load, score
 from dynavae.exact import em as exact_em
 from dynavae.exact import kalman
+from dynavae.learner import Learner
+from dynavae.loading import Batch
 from dynavae.nn.estimation import emission_of_states
 from dynavae.testing import sequences, small
 
@@ -263,6 +267,31 @@ def test_held_entries_under_a_full_covariance_still_rise():
     assert params.A[0, 1] == 0 and params.A[1, 0] == 0 and torch.equal(params.C, I)
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    z_dim=st.integers(1, 3),
+    x_dim=st.integers(1, 3),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    missing=st.floats(0.0, 0.7),
+    noise=st.sampled_from(["full", "diagonal"]),
+    seed=st.integers(0, 10_000),
+)
+def test_em_rises_whatever_is_missing(z_dim, x_dim, lengths, missing, noise, seed):
+    """Any sizes, lengths and gaps; batches of one sequence give the iterates of one batch."""
+    g = torch.Generator().manual_seed(seed)
+    xs = [torch.randn(n, x_dim, generator=g, dtype=torch.float64) for n in lengths]
+    for x in xs:
+        holes = torch.rand(x.shape, generator=g) < missing
+        holes[0, 0] = False
+        x[holes] = NAN
+    whole = Sequences.from_arrays(xs)
+    models = [small(LGSSM, z_dim=z_dim, x_dim=x_dim, noise=noise, min_scale=1e-2) for _ in range(2)]
+    together = [em.step(models[0], [whole]) for _ in range(6)]
+    apart = [em.step(models[1], list(whole)) for _ in range(6)]
+    assert np.diff(together).min() > -1e-7
+    np.testing.assert_allclose(apart, together, rtol=1e-6, atol=1e-6)
+
+
 # --- fit, files, resume ---------------------------------------------------------------------------------
 
 
@@ -311,6 +340,26 @@ def test_em_resumes(tmp_path):
     a, b = ([row["train/nats_per_frame"] for row in run.history] for run in runs)
     assert a == b
     close(runs[0].model.state_dict(), runs[1].model.state_dict())
+
+
+def test_em_resumes_within_an_iteration():
+    """The sums of the batches done travel through the checkpoint."""
+    x = data()
+    batches = [Batch(Sequences.from_arrays(x[rows]), rows) for rows in (list(range(7)), list(range(7, 12)))]
+    weights = []
+    for interrupted in (False, True):
+        torch.manual_seed(0)
+        model = HMM(x_dim=2, states=3)
+        learner = Learner(model, objective="em")
+        learner._em_step(batches[0], last=False)
+        if interrupted:
+            checkpoint = {}
+            learner.on_save_checkpoint(checkpoint)
+            learner = Learner(model, objective="em")
+            learner.on_load_checkpoint(checkpoint)
+        learner._em_step(batches[1], last=True)
+        weights.append({k: v.clone() for k, v in model.state_dict().items()})
+    close(weights[0], weights[1])
 
 
 def test_em_stops_when_it_gains_too_little():

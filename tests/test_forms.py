@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynavae.exact import kalman
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
+from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
 from dynavae.exact.scan import associative_scan
 
 close = torch.testing.assert_close
@@ -55,6 +56,36 @@ def test_scan_refuses_elements_of_different_lengths():
         associative_scan(lambda i, j: i, (torch.zeros(2), torch.zeros(3)))
     with pytest.raises(ValueError, match=r"got \[0\]"):
         associative_scan(torch.add, torch.zeros(0))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("T", "z", "n"), [(1, 2, 3), (5, 3, 1), (60, 2, 2), (60, 7, 3), (50, 3, 400)])
+def test_recurrences_are_loops(T, z, n, reverse):
+    """In blocks, by the loop in place and by a scan; with gradients."""
+    g = torch.Generator().manual_seed(T)
+    F = (torch.randn(T, 2, z, z, generator=g, dtype=torch.float64) / z).requires_grad_()
+    v, V = (torch.randn(T, 2, z, m, generator=g, dtype=torch.float64).requires_grad_() for m in (n, z))
+    h, P = [v[-1] if reverse else v[0]], [V[-1] if reverse else V[0]]
+    for t in range(T - 2, -1, -1) if reverse else range(1, T):
+        h.append(F[t] @ h[-1] + v[t])
+        P.append(F[t] @ P[-1] @ F[t].mT + V[t])
+    step = -1 if reverse else 1
+    expected = torch.stack(h[::step]), torch.stack(P[::step])
+    got = linear_recurrence(F, v, reverse), congruence_recurrence(F, V, reverse)
+    weights = [torch.randn(a.shape, generator=g, dtype=torch.float64) for a in got]
+    for ours, theirs in zip(got, expected, strict=True):
+        close(ours, theirs)
+    found = []
+    for pair in (got, expected):
+        total = sum((w * a).sum() for w, a in zip(weights, pair, strict=True))
+        found.append(torch.autograd.grad(total, [F, v, V], materialize_grads=True))
+    for ours, theirs in zip(*found, strict=True):
+        close(ours, theirs)
+
+
+def test_a_recurrence_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"F should have shape \(T, ..., z, z\) for v"):
+        linear_recurrence.__wrapped__(torch.zeros(3, 2, 2), torch.zeros(4, 2, 1))
 
 
 @pytest.mark.parametrize("method", GENERAL)

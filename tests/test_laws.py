@@ -424,6 +424,22 @@ def test_an_inexact_exact_model_is_caught():
     broken("exact", build, "log-weight of each path")
 
 
+def test_an_m_step_that_falls_is_caught():
+    def build() -> SequentialLVM:
+        model = small(MODELS["LGSSM"])
+        good = model.maximisation
+
+        def overshoots(statistics: Any) -> None:
+            good(statistics)
+            with torch.no_grad():
+                model.C.mul_(1.5)
+
+        model.maximisation = overshoots
+        return model
+
+    broken("em", build, r"LGSSM\(\) breaks 'EM never falls': iteration \d took log p\(x\) from")
+
+
 def test_messages_name_the_options():
     assert (
         describe(small(VRNN, residual=True, emission="laplace")) == "VRNN(residual=True, emission='laplace')"

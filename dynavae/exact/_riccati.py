@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from dynavae.exact._algebra import symmetric
 from dynavae.exact.joseph import joseph_update
+from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
 from dynavae.tree import tree_map
 
@@ -57,9 +58,7 @@ def _memory(P: Tensor, A: Tensor, C: Tensor, R: Tensor, most: int) -> int:
 
 def difference(P: Tensor, other: Tensor) -> Tensor:
     """Largest difference in units of the standard deviations, of each of the leading axis."""
-    variance = torch.maximum(P.diagonal(dim1=-2, dim2=-1), other.diagonal(dim1=-2, dim2=-1)).clamp(min=0)
-    scale = variance.sqrt()
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = P.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(P.dtype).tiny).sqrt()
     relative = (P - other) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
     return relative.abs().flatten(1).amax(1)
 
@@ -182,11 +181,7 @@ class _Riccati(torch.autograd.Function):
         K, P_f, _ = joseph_update(P, C_, R_)
         keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C_
         # Lambda_t = F' Lambda_{t+1} F + what P_t itself was used for.
-        adjoint = associative_scan(
-            lambda i, j: (i[0] @ j[0], i[0] @ j[1] @ i[0].mT + i[1]),
-            ((A @ keep).mT, symmetric(grad)),
-            reverse=True,
-        )[1]
+        adjoint = congruence_recurrence((A @ keep).mT, symmetric(grad), reverse=True)
         # P_f is least for the optimal gain: to first order it does not change with K.
         into, K, keep, P = adjoint[1:], K[:-1], keep[:-1], P[:-1]
         into_A = into @ A

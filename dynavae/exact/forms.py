@@ -32,17 +32,17 @@ SMOOTHERS = {
     "parallel": parallel_smoother,
     "shared": shared_smoother,
 }
-SCAN_STEPS, SCAN_WORK = 32, 300
-"""`auto` scans sequences of at least SCAN_STEPS steps, in batches of at most SCAN_WORK / z_dim^2."""
+SHARED_STEPS, SCAN_STEPS, SCAN_WORK = 12, 32, 300
+"""From so many steps on `auto` shares, and scans; it scans batches of at most SCAN_WORK / z_dim^2 sequences."""
 
 
 def choose(params: LinearGaussian, T: int, B: int, one: bool = True) -> str:
     """The form that `method="auto"` takes, by what was measured on a 2-core CPU (benchmarks/exact_forms.py).
 
-    A constant model: `shared`, which is the fastest from a few steps on whatever the batch. (For the smoother: if the
-    sequences also share their gaps, `one`.) Matrices that vary in time or over sequences: `parallel` for long
-    sequences in small batches of small states, where a loop is all overhead; else `joseph`. Never `square_root`:
-    float32 is computed in float64 instead, which is as accurate and faster, except on a device that has no float64.
+    A constant model: `shared`, the fastest from about 12 steps on, whatever the batch. (For the smoother: if the sequences
+    also share their gaps, `one`.) Matrices that vary in time or over sequences: `parallel` for long sequences in small
+    batches of small states, where a loop is all overhead; else `joseph`. Never `square_root`: float32 is computed in
+    float64 instead, which is as accurate and faster, except on a device that has no float64.
 
     Example:
         >>> I = torch.eye(2)
@@ -52,7 +52,7 @@ def choose(params: LinearGaussian, T: int, B: int, one: bool = True) -> str:
     """
     if params.m0.device.type == "mps":
         return "square_root"
-    if one and varying(params) is None:
+    if one and T >= SHARED_STEPS and varying(params) is None:
         return "shared"
     z = params.m0.shape[-1]
     return "parallel" if T >= SCAN_STEPS and B * z**2 <= SCAN_WORK else "joseph"

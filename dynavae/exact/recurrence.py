@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LOOP, WIDE = 40, 1024
-"""A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers (measured on a 2-core CPU)."""
+from dynavae.exact.scan import associative_scan
+
+LOOP, WIDE, SMALL = 40, 1024, 5
+"""A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers; covariances of
+up to SMALL states are vectors (measured on a 2-core CPU)."""
 
 
 def linear_recurrence(
@@ -42,6 +45,37 @@ def linear_recurrence(
             f"F should have shape (T, ..., z, z) for v (T, ..., z, n) = {tuple(v.shape)}; got {tuple(F.shape)}."
         )
     return _Recurrence.apply(F, v, reverse)  # type: ignore[no-any-return]
+
+
+def congruence_recurrence(
+    F: Float[Tensor, "T *batch z z"], V: Float[Tensor, "T *batch z z"], reverse: bool = False
+) -> Float[Tensor, "T *batch z z"]:
+    r""":math:`P_1 = V_1,\ P_t = F_t P_{t-1} F_t^\top + V_t`, as covariances propagate; or the same from the end.
+
+    Small states as a recurrence of vec P with :math:`F \otimes F`, larger ones by an associative scan.
+
+    Args:
+        F: matrices. The one of the first step (in reverse, of the last) is not read.
+        V: what is added.
+        reverse: run from the end.
+
+    Example:
+        >>> congruence_recurrence(torch.full((3, 1, 1), 2.0), torch.ones(3, 1, 1)).flatten()
+        tensor([ 1.,  5., 21.])
+    """
+    z = F.shape[-1]
+    if z > SMALL:
+        first, second = (slice(0, 1), slice(1, None)) if not reverse else (slice(-1, None), slice(0, -1))
+        parts = [torch.zeros_like(F[first]), F[second]]
+        F = torch.cat(parts[::-1] if reverse else parts)
+
+        def combine(i: tuple[Tensor, Tensor], j: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            i, j = (j, i) if reverse else (i, j)
+            return j[0] @ i[0], j[0] @ i[1] @ j[0].mT + j[1]
+
+        return associative_scan(combine, (F, V), reverse=reverse)[1]
+    both = (F[..., :, None, :, None] * F[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
+    return linear_recurrence(both, V.flatten(-2).unsqueeze(-1), reverse).reshape(V.shape)
 
 
 class _Recurrence(torch.autograd.Function):

@@ -20,14 +20,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynavae.exact._algebra import symmetric
 from dynavae.exact._innovations import Innovations
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact._riccati import STEADY, difference, predicted_covariances
 from dynavae.exact.joseph import joseph_update, reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
-from dynavae.exact.recurrence import linear_recurrence
-from dynavae.exact.scan import associative_scan
+from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
 
 
 def varying(params: LinearGaussian) -> str | None:
@@ -182,16 +180,12 @@ def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
     N, U = len(G), last.shape[1]
     if N == 0:
         return last
-    tail = min(2 * N + 16, T - 1 - N)
+    tail = min(N + 16, T - 1 - N)
     while True:
         repeat = (tail, U, *G.shape[2:])
-        matrices = torch.cat([G, G[-1:].expand(repeat), torch.zeros_like(last)])
+        matrices = torch.cat([G, G[-1:].expand(repeat), last])  # the last is not read
         spreads = torch.cat([V, V[-1:].expand(repeat), last])
-        P = associative_scan(
-            lambda i, j: (i[0] @ j[0], symmetric(i[0] @ j[1] @ i[0].mT + i[1])),
-            (matrices, spreads),
-            reverse=True,
-        )[1]
+        P = congruence_recurrence(matrices, spreads, reverse=True)
         if N + tail == T - 1:
             return P
         with torch.no_grad():
