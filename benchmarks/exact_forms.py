@@ -76,14 +76,13 @@ def main() -> int:
                     record = {"varying": varying, "dim": z, "steps": T, "batch": B, "ms": ms}
                     records.append(record | {"auto": choose(params, T, B)})
                     print(records[-1], flush=True)
-    content = {
+    shared = {
         "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_forms.py --repeats {args.repeats}",
         "what": "median milliseconds of filter and smoother, interleaved, float64, one thread; auto: the form it takes",
         "versions": {"torch": torch.__version__},
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only; load {os.getloadavg()[0]:.1f}",
-        "records": records,
     }
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    args.out.write_text(json.dumps([record | shared for record in records], indent=1) + "\n")
     return 0
 
 

@@ -249,15 +249,14 @@ def main() -> int:
     torch.set_num_threads(1)
     records = [record for size in SIZES for record in compare(size, args.repeats, args.slow)]
     args.out.parent.mkdir(exist_ok=True)
-    content = {
+    shared = {
         "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats} --slow {args.slow}",
         "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; "
         "float64; z_dim = dim, x_dim = dim / 2; one thread",
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only; load {os.getloadavg()[0]:.1f}",
-        "records": records,
     }
-    args.out.write_text(json.dumps(content, indent=1) + "\n")
+    args.out.write_text(json.dumps([record | shared for record in records], indent=1) + "\n")
     return 0
 
 

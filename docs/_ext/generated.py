@@ -176,6 +176,26 @@ def video() -> str:
     return "\n".join(out)
 
 
+def exact_speed() -> str:
+    """Milliseconds of exact inference here and in other libraries, the least in bold; peak memory beside it."""
+    records = json.loads((RESULTS / "exact_speed.json").read_text(encoding="utf-8"))
+    rivals = list(dict.fromkeys(r["rival"] for r in records))
+    rows = []
+    for case in dict.fromkeys((r["task"], r["batch"], r["steps"], r["dim"]) for r in records):
+        own = {r["rival"]: r for r in records if (r["task"], r["batch"], r["steps"], r["dim"]) == case}
+        best = min(r["ms"] for r in own.values())
+        cells = []
+        for rival in rivals:
+            text = f"{own[rival]['ms']:,.1f}" if rival in own else "–"
+            memory = own[rival]["memory_mib"] if rival in own else None
+            text = f"**{text}**" if rival in own and own[rival]["ms"] == best else text
+            cells.append(text if memory is None else f"{text} ({memory:.0f})")
+        task, *size = case
+        rows.append([task, ", ".join(map(str, size)), *cells])
+    heads = ("task", "B, T, z_dim", *(f"{rival}, ms (MiB)" for rival in rivals))
+    return markdown(heads, rows) + "\n" + facts(records, ("hardware", "versions", "command"))
+
+
 def build(app: Any) -> None:
     """Write `docs/_generated`, which git ignores."""
     sys.path.insert(0, str(ROOT / "tools"))
@@ -191,6 +211,7 @@ def build(app: Any) -> None:
         "zoo": zoo(),
         "imputation": imputation(),
         "speed": speed(),
+        "exact_speed": exact_speed(),
         "growth": growth(),
         "video": video(),
     }.items():
