@@ -215,13 +215,14 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as fit does; for both ways
+    kept = keep_freed_memory()  # as fit does; for both ways
     if arguments.peak:
         name, batch, steps, way = arguments.peak.split(",")
         print(measure_peak(name, int(batch), int(steps), way))
         return
     shared = {
         "threads": arguments.threads,
+        "allocator": "freed memory kept, as fit does" if kept else "as it is",
         "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
         "command": f"python benchmarks/engine_speed.py --threads {arguments.threads}",
@@ -250,10 +251,10 @@ def main() -> None:
                 records.append(_rounded(record) | shared)
                 print({k: v for k, v in records[-1].items() if k not in shared}, flush=True)
     records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
-    kept = []
+    others = []
     if arguments.out.exists():  # one file holds the measurements at several numbers of threads
-        kept = [r for r in json.loads(arguments.out.read_text()) if r["threads"] != arguments.threads]
-    write_json(arguments.out, kept + records)
+        others = [r for r in json.loads(arguments.out.read_text()) if r["threads"] != arguments.threads]
+    write_json(arguments.out, others + records)
     for task in ("train", "infer"):
         rows = [r for r in records if r["task"] == task]
         print(

@@ -133,7 +133,10 @@ def speed() -> str:
             means.append(f"{task} {mean:.2f} (least {min(ratios):.2f})")
         said = f"{threads} thread{'s' if threads > 1 else ''}; geometric means of the ratios: {', '.join(means)}."
         out.append(
-            f"{said}\n\n" + markdown(heads, rows) + "\n" + facts(own, ("hardware", "versions", "command"))
+            f"{said}\n\n"
+            + markdown(heads, rows)
+            + "\n"
+            + facts(own, ("allocator", "hardware", "versions", "command"))
         )
     return "\n".join(out)
 
