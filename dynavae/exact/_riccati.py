@@ -68,13 +68,17 @@ def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> 
     first, steps = _element(torch.zeros_like(A), P0, C, R), _element(A, Q, C, R)
     if first is None or steps is None:
         return None
-    P, tolerance = first.C, STEADY * torch.finfo(A.dtype).eps
-    while len(P) < T:
-        P = torch.cat([P, _after(P, steps)])
-        if len(P) >= 32 and difference(P[-1:], P[-2:-1]) <= tolerance:
+    # Behind those that started at P0 there is one that started from zero, C: the same steps make its double of it.
+    P, tolerance = torch.cat([first.C, steps.C]).squeeze(1), STEADY * torch.finfo(A.dtype).eps
+    F, J, eye = steps.A[0, 0], steps.J[0, 0], torch.eye(len(A), dtype=A.dtype, device=A.device)
+    while len(P) <= T:
+        inverse = torch.linalg.inv_ex(eye + P @ J)[0]
+        after = ((inverse @ P) @ F.mT).mT @ F.mT + P[-1]  # symmetric
+        F, J = F @ (inverse[-1] @ F), (inverse[-1] @ F).mT @ J @ F + J
+        P = torch.cat([P[:-1], after])
+        if len(P) > 32 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
             break
-        steps = _one_after_another(steps, steps)
-    P = torch.cat([P0.expand(1, *P.shape[1:]), symmetric(A @ P[:-1] @ A.mT + Q)])[:T]
+    P = torch.cat([P0.unsqueeze(0), symmetric((P[:-2] @ A.mT).mT @ A.mT + Q)])[:T].unsqueeze(1)
     P = _settled(P[: _moving(P, tolerance) + 1], A, Q, C, R)
     return None if P is None else P[: _moving(P, tolerance)]
 
@@ -122,12 +126,6 @@ def _one_after_another(i: _Steps, j: _Steps) -> _Steps:
     n, eye = i.A.shape[-1], torch.eye(i.A.shape[-1], dtype=i.A.dtype, device=i.A.device)
     A, C = torch.linalg.solve(eye + i.C @ j.J, torch.cat([i.A, i.C], -1)).split(n, -1)
     return _Steps(j.A @ A, j.A @ C @ j.A.mT + j.C, A.mT @ j.J @ i.A + i.J)
-
-
-def _after(P: Tensor, j: _Steps) -> Tensor:
-    """The covariances after these steps, of those before."""
-    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    return j.A @ torch.linalg.solve(eye + P @ j.J, P) @ j.A.mT + j.C
 
 
 def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor | None:

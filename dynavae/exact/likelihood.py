@@ -56,13 +56,22 @@ def log_likelihood(
     T, B, _ = x.shape
     observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
-    if params.m0.device.type != "mps" and bool(observed.all()):
-        wide = tree_map(lambda a: a.double() if a.is_floating_point() else a, (params, x, observed, f, g))
+    complete, valid = _complete(observed)
+    if params.m0.device.type != "mps" and complete:
+        wide = tree_map(lambda a: a.double() if a.is_floating_point() else a, (params, x, valid, f, g))
         return shared_log_likelihood(*wide).to(x.dtype)
     y = torch.where(observed, torch.where(observed, x, 0.0) - g, 0.0).double()
     fixed = (a.double() for a in (params.m0, params.P0, params.A, params.Q, params.C, params.R))
     value: Tensor = _LogLikelihood.apply(*fixed, f.double(), y, observed, x.dtype)
     return value.to(x.dtype)
+
+
+def _complete(observed: Tensor) -> tuple[bool, Tensor | None]:
+    """Whether there are no gaps before the ends of sequences, and the frames before the ends (T, B), None for all."""
+    some = observed.all(-1)
+    if bool(some.all()):
+        return True, None
+    return not bool((some[1:] & ~some[:-1]).any()) and bool((some == observed.any(-1)).all()), some
 
 
 class _LogLikelihood(torch.autograd.Function):

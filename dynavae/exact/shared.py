@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynavae.exact._innovations import Innovations
+from dynavae.exact._algebra import symmetric
+from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact._riccati import STEADY, difference, predicted_covariances
 from dynavae.exact.joseph import joseph_update, reversed_kernel
@@ -46,14 +47,17 @@ def plain(params: LinearGaussian) -> LinearGaussian:
 
 
 class _Predicted(NamedTuple):
-    """The filter as far as the likelihood needs it. Means and errors are columns."""
+    """The filter as far as the likelihood needs it. Means m and whitened errors w are columns.
+
+    Matrices are those of the first N steps; the last is that of all later ones.
+    """
 
     m: Tensor
-    e: Tensor
+    white: Tensor
     P: Tensor
     P_f: Tensor
-    K: Tensor
-    log_likelihood: Tensor
+    W: Tensor  # L^-1 C P, so that K e = W' w
+    log_det: Tensor  # of L
     columns: _Columns
 
 
@@ -61,47 +65,53 @@ def shared_filter(
     params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
 ) -> Filtered:
     """Filter; f (T, B, z_dim) and g (T, B, x_dim) are what is known of each transition and emission, None for nothing."""
-    p = _predicted(params, x, observed, f, g)
-    mean = p.columns.join(p.m + p.columns.gather(p.K) @ p.e)
-    return Filtered(
-        mean, p.columns.expand(p.P_f), p.columns.join(p.m), p.columns.expand(p.P), p.log_likelihood
-    )
+    complete = bool(observed.all())
+    p = _predicted(params, x, None if complete else observed, f, g)
+    columns, gathered = p.columns, p.columns.gather(p.W)
+    mean = columns.join(p.m + times(gathered.mT, p.white))
+    count = x.shape[-1] if complete else observed.sum(-1).to(x.dtype)
+    log_likelihood = _log_density(p, count)
+    return Filtered(mean, columns.expand(p.P_f), columns.join(p.m), columns.expand(p.P), log_likelihood)
 
 
 def shared_log_likelihood(
-    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
+    params: LinearGaussian, x: Tensor, valid: Tensor | None, f: Tensor | None, g: Tensor | None
 ) -> Tensor:
-    """log p(x) of each sequence, (B,)."""
-    return _predicted(params, x, observed, f, g).log_likelihood.sum(0)
+    """log p(x) of each sequence, (B,): all of the frames of valid (T, B), which no other frame precedes; None for all."""
+    if valid is not None:
+        x = torch.where(valid.unsqueeze(-1), x, 0.0)
+    p = _predicted(params, x, None, f, g)
+    log_likelihood = _log_density(p, x.shape[-1])
+    return (log_likelihood if valid is None else torch.where(valid, log_likelihood, 0.0)).sum(0)
+
+
+def _log_density(p: _Predicted, count: Tensor | int) -> Tensor:
+    """log p(x_t | x_1:t-1) of so many coordinates, (T, B)."""
+    quadratic = p.white.square().sum(-2).squeeze(1 if p.columns.width == 1 else 2)
+    log_det = p.columns.expand(p.log_det[..., None, None]).squeeze((-1, -2))
+    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
 
 
 def _predicted(
-    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
+    params: LinearGaussian, x: Tensor, observed: Tensor | None, f: Tensor | None, g: Tensor | None
 ) -> _Predicted:
-    (T, B, x_dim), p, complete = x.shape, plain(params), bool(observed.all())
-    y = x if complete else torch.where(observed, x, 0.0)
+    (T, B, x_dim), p = x.shape, plain(params)
+    y = x if observed is None else torch.where(observed, x, 0.0)
     y = y if g is None else y - g
-    y = y if complete or g is None else torch.where(observed, y, 0.0)
-    C, R, of = _patterns(p, None if complete else observed)
+    y = y if observed is None or g is None else torch.where(observed, y, 0.0)
+    C, R, of = _patterns(p, observed)
     P = predicted_covariances(p.P0, p.A, p.Q, C, R, T)
-    here = (C.unsqueeze(0), R) if C.ndim == 3 else (C[: len(P)], R[: len(P)])
-    K, P_f, L = joseph_update(P, *here)
-    white = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
+    C, R = (C.unsqueeze(0), R) if C.ndim == 3 else (C[: len(P)], R[: len(P)])
+    K, P_f, L = joseph_update(P, C, R)
+    V = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
+    B_, M = V @ C, p.A @ K
+    Omega = torch.cat([torch.cat([-B_, V], -1), torch.cat([p.A - M @ C, M], -1)], -2)
     log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     columns = _Columns(of, T, B)
-    M, F = p.A @ K, p.A - p.A @ (K @ here[0])
-    # The step into t uses the gain of t - 1.
-    M, F = (columns.gather(torch.cat([a[:1], a])[:T]) for a in (M, F))
     start = columns.split(p.m0.expand(1, B, -1))[0]
     driven = None if f is None else columns.split(f)
-    m, e, quadratic = Innovations.apply(
-        start, F, M, columns.gather(here[0]), columns.gather(white), columns.split(y), driven
-    )
-    quadratic = quadratic.squeeze(1 if columns.width == 1 else 2)
-    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
-    count = x_dim if complete else observed.sum(-1).to(x.dtype)
-    log_likelihood = -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
-    return _Predicted(m, e, P, P_f, K, log_likelihood, columns)
+    m, white = Innovations.apply(start, columns.gather(Omega), columns.split(y), driven)
+    return _Predicted(m, white, P, P_f, B_ @ P, log_det, columns)
 
 
 def _patterns(p: LinearGaussian, observed: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -128,12 +138,18 @@ class _Columns:
         return a.squeeze(1).mT if self.of is None else a.squeeze(-1)
 
     def gather(self, a: Tensor) -> Tensor:
-        """(N, U, ...) of each step, the last repeated up to T, and of each sequence if they do not share."""
-        a = a if self.of is None else a[:, self.of] if a.shape[1] > 1 else a.expand(-1, self.B, -1, -1)
-        return a if len(a) == self.T else torch.cat([a, a[-1:].expand(self.T - len(a), *a.shape[1:])])
+        """(N, U, ...) of each sequence, (N, B, ...), if they do not share."""
+        return a if self.of is None else a[:, self.of]
 
     def expand(self, a: Tensor) -> Tensor:
-        return self.gather(a).expand(-1, self.B, *a.shape[2:])
+        """(N, U, ...) of each step and sequence: (T, B, ...)."""
+        return stretched(self.gather(a), len(a) - 1, self.T).expand(-1, self.B, *a.shape[2:])
+
+
+def stretched(a: Tensor, t: int, T: int) -> Tensor:
+    """What is constant in the middle, with its value at t repeated until there are T."""
+    missing = T - len(a)
+    return torch.cat([a[: t + 1], a[t : t + 1].expand(missing, *a.shape[1:]), a[t + 1 :]]) if missing else a
 
 
 def one_for_all(filtered: Filtered) -> bool:
@@ -151,14 +167,18 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
     tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
     N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
+    N = max(min(N, T - 1), 1)
     # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
     G, V = reversed_kernel(p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1]))
-    P = _smoothed_covariances(G, V, P_f[-1:], T)
-    G = G if len(G) >= T - 1 else torch.cat([G, G[-1:].expand(T - 1 - len(G), *G.shape[1:])])
     m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
-    added = torch.cat([m[:-1] - G @ m_[1:], m[-1:]])
-    mean = linear_recurrence(torch.cat([G, torch.zeros_like(P_f[-1:])]), added, reverse=True)
-    cross = P[1:] @ G.mT
+    if T == 1:
+        mean, P, cross = m, P_f, P_f[1:]
+    else:
+        mean = linear_recurrence(G, torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]]), reverse=True)
+        P = _smoothed_covariances(G, V, P_f[-1:], T)  # the first N, and some before the end
+        repeated = len(P) - 1 - N
+        cross = stretched(P[1:] @ stretched(G, N - 1, N + repeated).mT, N - 1, T - 1)
+        P, G = stretched(P, N - 1, T), stretched(G, N - 1, T - 1)
     G, P, cross = (a.expand(len(a), B, z, z) for a in (G, P, cross))
     return Smoothed(mean.squeeze(1).mT if one else mean.squeeze(-1), P, G, cross)
 
@@ -173,22 +193,18 @@ def _distinct(*covariances: Tensor) -> int:
 
 
 def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
-    """P_{t|T} of all t from the first N gains and V, of which the last are repeated up to T - 1.
+    r"""P_{t|T} of the first N steps, of which there are gains, and of as many before the end as differ from that of step N.
 
-    From the end, too, the covariances reach a steady state: a scan of fewer steps is enough if its middle is constant.
+    With one gain, m steps further from the end the covariances are :math:`G^m P (G^m)^\top + S_m`, so each doubling of m
+    gives as many as there are.
     """
-    N, U = len(G), last.shape[1]
-    if N == 0:
-        return last
-    tail = min(N + 16, T - 1 - N)
-    while True:
-        repeat = (tail, U, *G.shape[2:])
-        matrices = torch.cat([G, G[-1:].expand(repeat), last])  # the last is not read
-        spreads = torch.cat([V, V[-1:].expand(repeat), last])
-        P = congruence_recurrence(matrices, spreads, reverse=True)
-        if N + tail == T - 1:
-            return P
-        with torch.no_grad():
-            if difference(P[N - 1 : N], P[N : N + 1]) <= STEADY * torch.finfo(P.dtype).eps:
-                return torch.cat([P[:N], P[N - 1 : N].expand(T - len(P), U, *P.shape[2:]), P[N:]])
-        tail = min(4 * tail, T - 1 - N)
+    N, P = len(G), last
+    F, S, eps = G[-1], V[-1], torch.finfo(V.dtype).eps
+    while len(P) < T - N + 1:
+        P = torch.cat([symmetric(F @ P @ F.mT + S), P])
+        F, S = F @ F, F @ S @ F.mT + S
+        if len(P) >= 32 and bool(difference(P[:1], P[1:2]) <= STEADY * eps):
+            break
+    P = P[-min(len(P), T - N + 1) :]  # of steps N, ..., T, or fewer
+    ends = torch.cat([V[:-1], P[:1]])
+    return torch.cat([congruence_recurrence(G, ends, reverse=True)[:-1], P])
