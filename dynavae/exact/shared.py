@@ -20,29 +20,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynavae.exact._algebra import symmetric
 from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact._riccati import STEADY, difference, predicted_covariances
-from dynavae.exact.joseph import joseph_update, reversed_kernel
+from dynavae.exact._riccati import STEADY, covariances, difference
+from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
 
 
+CORES = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
+
+
 def varying(params: LinearGaussian) -> str | None:
     """The name of the first matrix or moment that varies over steps or sequences; offsets may."""
-    core = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
-    for name, axes in core.items():
-        if math.prod(getattr(params, name).shape[:-axes]) > 1:
+    for name, axes in CORES.items():
+        if getattr(params, name).ndim > axes and math.prod(getattr(params, name).shape[:-axes]) > 1:
             return name
     return None
 
 
 def plain(params: LinearGaussian) -> LinearGaussian:
     """Without leading axes of size 1."""
-    cores = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
     return params._replace(**{
-        name: getattr(params, name).reshape(getattr(params, name).shape[-axes:]) for name, axes in cores.items()
+        name: getattr(params, name).reshape(getattr(params, name).shape[-axes:])
+        for name, axes in CORES.items() if getattr(params, name).ndim > axes
     })  # fmt: skip
 
 
@@ -100,9 +101,7 @@ def _predicted(
     y = y if g is None else y - g
     y = y if observed is None or g is None else torch.where(observed, y, 0.0)
     C, R, of = _patterns(p, observed)
-    P = predicted_covariances(p.P0, p.A, p.Q, C, R, T)
-    C, R = (C.unsqueeze(0), R) if C.ndim == 3 else (C[: len(P)], R[: len(P)])
-    K, P_f, L = joseph_update(P, C, R)
+    P, K, P_f, L = covariances(p.P0, p.A, p.Q, C, R, T)
     V = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
     B_, M = V @ C, p.A @ K
     Omega = torch.cat([torch.cat([-B_, V], -1), torch.cat([p.A - M @ C, M], -1)], -2)
@@ -183,12 +182,9 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     return Smoothed(mean.squeeze(1).mT if one else mean.squeeze(-1), P, G, cross)
 
 
-def _distinct(*covariances: Tensor) -> int:
+def _distinct(P_f: Tensor, P_: Tensor) -> int:
     """The number of steps after which nothing changes any more."""
-    T = len(covariances[0])
-    if T == 1:
-        return 1
-    changes = torch.stack([(P[1:] != P[:-1]).flatten(1).any(1) for P in covariances]).any(0).nonzero()
+    changes = ((P_f[1:] != P_f[:-1]) | (P_[1:] != P_[:-1])).flatten(1).any(1).nonzero()
     return int(changes[-1]) + 2 if len(changes) else 1
 
 
@@ -201,9 +197,10 @@ def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
     N, P = len(G), last
     F, S, eps = G[-1], V[-1], torch.finfo(V.dtype).eps
     while len(P) < T - N + 1:
-        P = torch.cat([symmetric(F @ P @ F.mT + S), P])
-        F, S = F @ F, F @ S @ F.mT + S
-        if len(P) >= 32 and bool(difference(P[:1], P[1:2]) <= STEADY * eps):
+        # Products with one F' are one product; each is symmetric.
+        P, S = torch.cat([(P @ F.mT).mT @ F.mT + S, P]), (S @ F.mT).mT @ F.mT + S
+        F = F @ F
+        if len(P) >= 64 and bool(difference(P[:1], P[1:2]) <= STEADY * eps):
             break
     P = P[-min(len(P), T - N + 1) :]  # of steps N, ..., T, or fewer
     ends = torch.cat([V[:-1], P[:1]])
