@@ -40,10 +40,10 @@ class Covariances(NamedTuple):
 def covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances:
     """The filter without its means, of the first N <= T steps; all after step N are as that one.
 
-    C and R are (U, x, z) and (U, x, x), or have T in front where gaps vary in time. Differentiable once.
+    C and R are (x, z) and (x, x), or with gaps (T, U, x, z) and (T, U, x, x) of U patterns. Differentiable once.
     """
     with torch.no_grad():
-        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 3 else _scanned(P0, A, Q, C, R)
+        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else _scanned(P0, A, Q, C, R)
         found = _loop(P0, A, Q, C, R, T) if found is None else found
     if torch.is_grad_enabled() and any(a.requires_grad for a in (P0, A, Q, C, R)):
         P, more = found.P, 0
@@ -63,6 +63,10 @@ def _memory(F: Tensor, most: int) -> int:
     return min(steps, most)
 
 
+def _predict(P: Tensor, A: Tensor, Q: Tensor) -> Tensor:
+    return symmetric((P @ A.mT).mT @ A.mT + Q)
+
+
 def difference(P: Tensor, other: Tensor) -> Tensor:
     """Largest difference in units of the standard deviations, of each of the leading axis."""
     scale = P.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(P.dtype).tiny).sqrt()
@@ -80,12 +84,12 @@ def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> 
     eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
     while len(P) <= T:
         inverse = torch.linalg.inv_ex(eye + P @ J)[0]
-        after = ((inverse @ P) @ F.mT).mT @ F.mT + P[-1]  # the product is symmetric
+        after = (torch.bmm(inverse, P) @ F.mT).mT @ F.mT + P[-1]  # the first product is symmetric
         moved = inverse[-1] @ F
         F, J, P = F @ moved, moved.mT @ J @ F + J, torch.cat([P[:-1], after])
         if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
             break
-    P = torch.cat([P0.unsqueeze(0), symmetric((P[:-2] @ A.mT).mT @ A.mT + Q)])[:T].unsqueeze(1)
+    P = torch.cat([P0.unsqueeze(0), _predict(P[:-2], A, Q)])[:T].unsqueeze(1)
     N = _moving(P, tolerance)
     found = _settled(P[: N + 1], A, Q, C, R)
     return None if found is None else Covariances(*(a[:N] for a in found))
@@ -106,7 +110,7 @@ def _scanned(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covarian
     if elements is None:
         return None
     P = associative_scan(_one_after_another, elements).C
-    P = torch.cat([P0.expand(1, *P.shape[1:]), symmetric(A @ P[:-1] @ A.mT + Q)])
+    P = torch.cat([P0.expand(1, *P.shape[1:]), _predict(P[:-1], A, Q)])
     return _settled(P, A, Q, C, R)
 
 
@@ -120,11 +124,11 @@ class _Steps(NamedTuple):
 
 def _element(A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> _Steps | None:
     """Single steps, None if one is singular. The first is an update without a step before: A = 0 and Q = P0."""
-    CQ = C @ Q
-    L, info = torch.linalg.cholesky_ex(symmetric(CQ @ C.mT + R))
+    QC = Q @ C.mT
+    L, info = torch.linalg.cholesky_ex(symmetric(QC.mT @ C.mT + R))
     if info.any():
         return None
-    K, filtered = joseph_gain(Q, CQ, C, R, L)
+    K, filtered = joseph_gain(Q, QC, C, R, L)
     white = torch.linalg.solve_triangular(L, C @ A, upper=False)
     return _Steps(A - K @ (C @ A), filtered, white.mT @ white)
 
@@ -139,12 +143,12 @@ def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covarianc
     """Candidates after a few steps of the recursion side by side; None unless each then leads to the next."""
     tolerance = STEADY * torch.finfo(P.dtype).eps
     for attempt in range(5):
-        CP = C @ P
-        L, info = torch.linalg.cholesky_ex(symmetric(CP @ C.mT + R))
+        PC = P @ C.mT
+        L, info = torch.linalg.cholesky_ex(symmetric(PC.mT @ C.mT + R))
         if info.any():
             return None
-        K, P_f = joseph_gain(P, CP, C, R, L)
-        following = symmetric(A @ P_f[:-1] @ A.mT + Q)
+        K, P_f = joseph_gain(P, PC, C, R, L)
+        following = _predict(P_f[:-1], A, Q)
         if bool((difference(following, P[1:]) <= (tolerance if attempt == 0 else 4 * tolerance)).all()):
             return Covariances(P, K, P_f, L)
         P = torch.cat([P[:1], following])
@@ -154,13 +158,13 @@ def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covarianc
 def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances:
     """One step after the other, until steady."""
     varies, eps = C.ndim == 4, torch.finfo(A.dtype).eps
-    P = [P0.expand(C.shape[-3], *P0.shape[-2:])]
+    P = [P0.expand(C.shape[1] if varies else 1, *P0.shape)]
     steps = []
     for t in range(T):
         steps.append((P[-1], *joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)))
         if t + 1 == T or (not varies and t % 8 == 7 and difference(P[-1][None], P[-2][None]) <= STEADY * eps):
             break
-        P.append(symmetric(A @ steps[-1][2] @ A.mT + Q))
+        P.append(_predict(steps[-1][2], A, Q))
     return Covariances(*(torch.stack(a) for a in zip(*steps, strict=True)))
 
 
@@ -191,7 +195,7 @@ class _Riccati(torch.autograd.Function):
             missing = len(C) - len(dC)
             dC, dR = (torch.cat([a, a.new_zeros(missing, *a.shape[1:])]) for a in (dC, dR))
         else:
-            dC, dR = dC.sum(0), dR.sum(0)
+            dC, dR = dC.sum((0, 1)), dR.sum((0, 1))
         return _sum_to(adjoint[0], P0), dA, into.sum((0, 1)), dC, dR, None
 
 

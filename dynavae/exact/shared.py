@@ -114,9 +114,9 @@ def _predicted(
 
 
 def _patterns(p: LinearGaussian, observed: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """C and R of each of U patterns of gaps, (U, ...) or (T, U, ...), and the pattern of each sequence, None for one."""
+    """C and R of all steps, or of each step and of U patterns of gaps, and the pattern of each sequence, None for one."""
     if observed is None:
-        return p.C.unsqueeze(0), p.R.unsqueeze(0), None
+        return p.C, p.R, None
     unique, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
     seen = unique.unflatten(1, (len(observed), -1)).transpose(0, 1)
     C = torch.where(seen.unsqueeze(-1), p.C, 0.0)
@@ -194,14 +194,13 @@ def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
     With one gain, m steps further from the end the covariances are :math:`G^m P (G^m)^\top + S_m`, so each doubling of m
     gives as many as there are.
     """
-    N, P = len(G), last
-    F, S, eps = G[-1], V[-1], torch.finfo(V.dtype).eps
-    while len(P) < T - N + 1:
-        # Products with one F' are one product; each is symmetric.
-        P, S = torch.cat([(P @ F.mT).mT @ F.mT + S, P]), (S @ F.mT).mT @ F.mT + S
+    N, F, tolerance = len(G), G[-1].squeeze(0), STEADY * torch.finfo(V.dtype).eps
+    P = torch.cat([last, V[-1:]])  # from the end on, and behind them S_m, of which the same steps make the double
+    while len(P) < T - N + 2:
+        P = torch.cat([P[:-1], (P @ F.mT).mT @ F.mT + P[-1:]])
         F = F @ F
-        if len(P) >= 64 and bool(difference(P[:1], P[1:2]) <= STEADY * eps):
+        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
             break
-    P = P[-min(len(P), T - N + 1) :]  # of steps N, ..., T, or fewer
+    P = P[:-1][: T - N + 1].flip(0)  # of steps N, ..., T, or fewer
     ends = torch.cat([V[:-1], P[:1]])
     return torch.cat([congruence_recurrence(G, ends, reverse=True)[:-1], P])
