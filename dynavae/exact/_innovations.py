@@ -80,13 +80,13 @@ class Innovations(torch.autograd.Function):
 
 def times(matrices: Tensor, v: Tensor) -> Tensor:
     """Products of v (T, batch, z, n) with matrices (N, batch, x, z) of the first N steps, the last of all later ones."""
-    N = len(matrices)
-    if len(v) <= N:
-        return matrices[: len(v)] @ v
-    head, last, tail = matrices[: N - 1] @ v[: N - 1], matrices[-1], v[N - 1 :]
-    if v.shape[1] == v.shape[3] == 1:
-        return torch.cat([head, (tail.flatten(1) @ last[0].mT)[:, None, :, None]])
-    return torch.cat([head, last @ tail])
+    N, T, (batch, z, n) = len(matrices), len(v), v.shape[1:]
+    if T <= N:
+        return matrices[:T] @ v
+    head, last = torch.bmm(matrices[: N - 1].flatten(0, 1), v[: N - 1].flatten(0, 1)), matrices[-1]
+    if batch == n == 1:
+        return torch.cat([head.squeeze(-1), v[N - 1 :].reshape(-1, z) @ last[0].mT]).view(T, 1, -1, 1)
+    return torch.cat([head.unflatten(0, (N - 1, batch)), last @ v[N - 1 :]])
 
 
 def _by_steps(y: Tensor, z: int) -> bool:

@@ -208,13 +208,13 @@ def _constant(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
     steps = blocks.unbind(0)
     for before, here in zip(steps, steps[1:], strict=False):
         here.baddbmm_(F, before)
-    powers = F.unsqueeze(1)  # (batch, size, z, z): F, F^2, ..., F^size
-    while powers.shape[1] < size:
-        powers = torch.cat([powers, powers @ powers[:, -1:]], 1)
-    powers = powers[:, :size].contiguous()
-    carried, across = [start], powers[:, -1]
+    powers = F  # F, F^2, ..., F^size, one below the other
+    while powers.shape[1] < size * z:
+        powers = torch.cat([powers, torch.bmm(powers, powers[:, -z:])], 1)
+    powers = powers[:, : size * z]
+    carried, across = [start], powers[:, -z:]
     for end in steps[-1].view(batch, z, number, n).permute(2, 0, 1, 3).contiguous().unbind(0)[:-1]:
         carried.append(torch.baddbmm(end, across, carried[-1]))
     before = torch.stack(carried, 2).view(batch, z, number * n)
-    blocks += (powers.view(batch, size * z, z) @ before).view(batch, size, z, number * n).transpose(0, 1)
+    blocks += torch.bmm(powers, before).view(batch, size, z, number * n).transpose(0, 1)
     return blocks.view(size, batch, z, number, n).permute(3, 0, 1, 2, 4).reshape(-1, batch, z, n)[:T]

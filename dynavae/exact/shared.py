@@ -195,12 +195,13 @@ def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
     gives as many as there are.
     """
     N, F, tolerance = len(G), G[-1].squeeze(0), STEADY * torch.finfo(V.dtype).eps
-    P = torch.cat([last, V[-1:]])  # from the end on, and behind them S_m, of which the same steps make the double
+    # From the end on, and behind them S_m, of which the same steps make the double.
+    P = torch.cat([last, V[-1:]]).squeeze(1)
     while len(P) < T - N + 2:
         P = torch.cat([P[:-1], (P @ F.mT).mT @ F.mT + P[-1:]])
         F = F @ F
         if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
             break
-    P = P[:-1][: T - N + 1].flip(0)  # of steps N, ..., T, or fewer
+    P = P[:-1][: T - N + 1].flip(0).view(-1, *last.shape[1:])  # of steps N, ..., T, or fewer
     ends = torch.cat([V[:-1], P[:1]])
     return torch.cat([congruence_recurrence(G, ends, reverse=True)[:-1], P])
