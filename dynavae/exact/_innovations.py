@@ -52,30 +52,36 @@ class Innovations(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_m: Tensor | None, of_white: Tensor | None) -> tuple[Tensor | None, ...]:
         Omega, s, white = ctx.saved_tensors
-        T, x, z = len(s), white.shape[-2], s.shape[-2] - white.shape[-2]
-        if of_white is None:
-            of_white = torch.zeros_like(white)
-        # Adjoints of what Omega_t gives: of w_t, and of m_{t+1}.
-        out = torch.empty(T, s.shape[1], x + z, s.shape[-1], dtype=s.dtype, device=s.device)
-        out[..., :x, :] = of_white
-        out[-1, ..., x:, :] = 0.0
-        back = Omega[..., :z].mT
-        if _by_steps(white, z):
-            matrices, steps = back[:, 0].unbind(0), out[:, 0].unbind(0)
-            for t in range(T - 1, 0, -1):
-                torch.mm(matrices[min(t, len(Omega) - 1)], steps[t], out=steps[t - 1][x:])
-                if of_m is not None:
-                    steps[t - 1][x:] += of_m[t, 0]
-            first = times(back[:1], out[:1]) if of_m is None else times(back[:1], out[:1]) + of_m[:1]
-        else:
-            driven = times(back[..., :x], of_white)
-            adjoint = solve(back[..., x:], driven if of_m is None else driven.add_(of_m), reverse=True)
-            out[:-1, ..., x:, :] = adjoint[1:]
-            first = adjoint[:1]
-        dy = times(Omega[..., z:].mT, out) if ctx.needs_input_grad[2] else None
+        out, first = adjoints(Omega, s, torch.zeros_like(white) if of_white is None else of_white, of_m)
+        dy = times(Omega[..., first.shape[-2] :].mT, out) if ctx.needs_input_grad[2] else None
         # Nothing but m0 enters the first state.
-        df = torch.cat([torch.zeros_like(first), out[:-1, ..., x:, :]]) if ctx.needs_input_grad[3] else None
-        return first[0], products(out, s, len(Omega)), dy, df
+        later = out[:-1, ..., white.shape[-2] :, :]
+        df = torch.cat([torch.zeros_like(first)[None], later]) if ctx.needs_input_grad[3] else None
+        return first, products(out, s, len(Omega)), dy, df
+
+
+def adjoints(
+    Omega: Tensor, s: Tensor, of_white: Tensor, of_m: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Adjoints of what each Omega_t gives, w_t and m_{t+1}, one below the other, and that of the first m."""
+    T, x = s.shape[0], of_white.shape[-2]
+    z = s.shape[-2] - x
+    out = torch.empty(T, s.shape[1], x + z, s.shape[-1], dtype=s.dtype, device=s.device)
+    out[..., :x, :] = of_white
+    out[-1, ..., x:, :] = 0.0
+    back = Omega[..., :z].mT
+    if _by_steps(of_white, z):
+        matrices, steps = back[:, 0].unbind(0), out[:, 0].unbind(0)
+        for t in range(T - 1, 0, -1):
+            torch.mm(matrices[min(t, len(Omega) - 1)], steps[t], out=steps[t - 1][x:])
+            if of_m is not None:
+                steps[t - 1][x:] += of_m[t, 0]
+        first = back[0] @ out[0]
+        return out, first if of_m is None else first + of_m[0]
+    driven = times(back[..., :x], of_white)
+    adjoint = solve(back[..., x:], driven if of_m is None else driven.add_(of_m), reverse=True)
+    out[:-1, ..., x:, :] = adjoint[1:]
+    return out, adjoint[0]
 
 
 def times(matrices: Tensor, v: Tensor) -> Tensor:

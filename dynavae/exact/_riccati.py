@@ -46,12 +46,15 @@ def covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) 
         found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else _scanned(P0, A, Q, C, R)
         found = _loop(P0, A, Q, C, R, T) if found is None else found
     if torch.is_grad_enabled() and any(a.requires_grad for a in (P0, A, Q, C, R)):
-        P, more = found.P, 0
-        if len(P) < T:
-            more = _memory(A - A @ (found.K[-1] @ C), T - len(P))
-        P = _Riccati.apply(P0, A, Q, C, R, torch.cat([P, P[-1:].expand(more, *P.shape[1:])]))
+        P = _Riccati.apply(P0, A, Q, C, R, remembering(found, A, C, T).P)
         return Covariances(P, *joseph_update(P, C, R))
     return found
+
+
+def remembering(c: Covariances, A: Tensor, C: Tensor, T: int) -> Covariances:
+    """With as many more steps in the steady state as it takes for the derivative to be steady, too."""
+    more = _memory(A - A @ (c.K[-1] @ C), T - len(c.P)) if len(c.P) < T else 0
+    return Covariances(*(torch.cat([a, a[-1:].expand(more, *a.shape[1:])]) for a in c)) if more else c
 
 
 @torch.no_grad()

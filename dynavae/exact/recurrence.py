@@ -123,6 +123,11 @@ def products(a: Tensor, b: Tensor, N: int) -> Tensor:
     return torch.cat([a[: N - 1] @ b[: N - 1].mT, rest]) if N > 1 else rest
 
 
+def folded(a: Tensor, N: int) -> Tensor:
+    """The first N of a_t, the sum of all later ones added to the last."""
+    return a if len(a) <= N else torch.cat([a[: N - 1], a[N - 1 :].sum(0, keepdim=True)])
+
+
 def solve(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
     """The recurrence of F (N <= T, batch, z, z) and v (T, batch, z, n), without a derivative; v may be overwritten."""
     T, N = len(v), min(len(F), len(v))

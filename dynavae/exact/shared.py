@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact._riccati import STEADY, covariances, difference
+from dynavae.exact._riccati import STEADY, Covariances, covariances, difference
 from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
@@ -47,7 +47,7 @@ def plain(params: LinearGaussian) -> LinearGaussian:
     })  # fmt: skip
 
 
-class _Predicted(NamedTuple):
+class Predicted(NamedTuple):
     """The filter as far as the likelihood needs it. Means m and whitened errors w are columns.
 
     Matrices are those of the first N steps; the last is that of all later ones.
@@ -55,86 +55,84 @@ class _Predicted(NamedTuple):
 
     m: Tensor
     white: Tensor
-    P: Tensor
-    P_f: Tensor
-    W: Tensor  # L^-1 C P, so that K e = W' w
-    log_det: Tensor  # of L
-    columns: _Columns
+    covariances: Covariances
+    V: Tensor  # L^-1
+    Omega: Tensor  # takes (m_t, y_t) to (w_t, m_{t+1})
+
+    def log_density(self, columns: Columns, count: Tensor | int) -> Tensor:
+        """log p(x_t | x_1:t-1) of so many coordinates, (T, B)."""
+        quadratic = self.white.square().sum(-2).squeeze(1 if columns.of is None else 2)
+        log_det = self.covariances.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
+        return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
 
 
 def shared_filter(
     params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
 ) -> Filtered:
     """Filter; f (T, B, z_dim) and g (T, B, x_dim) are what is known of each transition and emission, None for nothing."""
-    complete = bool(observed.all())
-    p = _predicted(params, x, None if complete else observed, f, g)
-    columns, gathered = p.columns, p.columns.gather(p.W)
-    mean = columns.join(p.m + times(gathered.mT, p.white))
-    count = x.shape[-1] if complete else observed.sum(-1).to(x.dtype)
-    log_likelihood = _log_density(p, count)
-    return Filtered(mean, columns.expand(p.P_f), columns.join(p.m), columns.expand(p.P), log_likelihood)
+    (T, B, x_dim), params, complete = x.shape, plain(params), bool(observed.all())
+    C, R, of, count = params.C, params.R, None, x_dim
+    y = x if g is None else x - g
+    if not complete:
+        seen, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
+        seen, of = seen.unflatten(1, (T, x_dim)).transpose(0, 1), of if len(seen) > 1 else None
+        C, R = masked(C, R, seen)
+        y, count = torch.where(observed, y, 0.0), observed.sum(-1).to(x.dtype)
+    columns = Columns(of, T, B)
+    c = covariances(params.P0, params.A, params.Q, C, R, T)
+    p = predicted(params, c, C, columns, y, f)
+    W = p.V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
+    mean = p.m + times(columns.gather(W).mT, p.white)
+    log_likelihood = p.log_density(columns, count)
+    return Filtered(
+        columns.join(mean), columns.expand(c.P_f), columns.join(p.m), columns.expand(c.P), log_likelihood
+    )
 
 
-def shared_log_likelihood(
-    params: LinearGaussian, x: Tensor, valid: Tensor | None, f: Tensor | None, g: Tensor | None
-) -> Tensor:
-    """log p(x) of each sequence, (B,): all of the frames of valid (T, B), which no other frame precedes; None for all."""
-    if valid is not None:
-        x = torch.where(valid.unsqueeze(-1), x, 0.0)
-    p = _predicted(params, x, None, f, g)
-    log_likelihood = _log_density(p, x.shape[-1])
-    return (log_likelihood if valid is None else torch.where(valid, log_likelihood, 0.0)).sum(0)
+def predicted(
+    params: LinearGaussian, c: Covariances, C: Tensor, columns: Columns, y: Tensor, f: Tensor | None
+) -> Predicted:
+    """The means, of y (T, B, x_dim): what is not observed is 0 there and in C."""
+    V = torch.linalg.solve_triangular(c.L, torch.eye(y.shape[-1]).to(c.L).expand_as(c.L), upper=False)
+    B, M = V @ C, (c.K.mT @ params.A.mT).mT
+    Omega = torch.cat([torch.cat([-B, V], -1), torch.cat([params.A - M @ C, M], -1)], -2)
+    start = columns.split(params.m0.expand(1, columns.B, -1))[0]
+    m, white = Innovations.apply(
+        start, columns.gather(Omega), columns.split(y), None if f is None else columns.split(f)
+    )
+    return Predicted(m, white, c, V, Omega)
 
 
-def _log_density(p: _Predicted, count: Tensor | int) -> Tensor:
-    """log p(x_t | x_1:t-1) of so many coordinates, (T, B)."""
-    quadratic = p.white.square().sum(-2).squeeze(1 if p.columns.width == 1 else 2)
-    log_det = p.columns.expand(p.log_det[..., None, None]).squeeze((-1, -2))
-    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
+def masked(C: Tensor, R: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """C and R of patterns of gaps (T, U, x_dim): rows of zeros, and of the identity."""
+    eye = torch.eye(R.shape[-1]).to(R)
+    both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
+    return torch.where(seen.unsqueeze(-1), C, 0.0), torch.where(both, R, eye)
 
 
-def _predicted(
-    params: LinearGaussian, x: Tensor, observed: Tensor | None, f: Tensor | None, g: Tensor | None
-) -> _Predicted:
-    (T, B, x_dim), p = x.shape, plain(params)
-    y = x if observed is None else torch.where(observed, x, 0.0)
-    y = y if g is None else y - g
-    y = y if observed is None or g is None else torch.where(observed, y, 0.0)
-    C, R, of = _patterns(p, observed)
-    P, K, P_f, L = covariances(p.P0, p.A, p.Q, C, R, T)
-    V = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
-    B_, M = V @ C, p.A @ K
-    Omega = torch.cat([torch.cat([-B_, V], -1), torch.cat([p.A - M @ C, M], -1)], -2)
-    log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    columns = _Columns(of, T, B)
-    start = columns.split(p.m0.expand(1, B, -1))[0]
-    driven = None if f is None else columns.split(f)
-    m, white = Innovations.apply(start, columns.gather(Omega), columns.split(y), driven)
-    return _Predicted(m, white, P, P_f, B_ @ P, log_det, columns)
-
-
-def _patterns(p: LinearGaussian, observed: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """C and R of all steps, or of each step and of U patterns of gaps, and the pattern of each sequence, None for one."""
-    if observed is None:
-        return p.C, p.R, None
-    unique, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
-    seen = unique.unflatten(1, (len(observed), -1)).transpose(0, 1)
-    C = torch.where(seen.unsqueeze(-1), p.C, 0.0)
-    R = torch.where(seen.unsqueeze(-1) & seen.unsqueeze(-2), p.R, torch.eye(p.R.shape[-1]).to(p.R))
-    return C, R, None if len(unique) == 1 else of
-
-
-class _Columns:
+class Columns:
     """(T, B, n) as columns: (T, 1, n, B) if all sequences share their matrices, else (T, B, n, 1)."""
 
     def __init__(self, of: Tensor | None, T: int, B: int) -> None:
-        self.of, self.T, self.B, self.width = of, T, B, 1 if of is None else B
+        self.of, self.T, self.B = of, T, B
+        self.number = 1 if of is None else int(of.max()) + 1
 
     def split(self, a: Tensor) -> Tensor:
         return a.mT.contiguous().unsqueeze(1) if self.of is None else a.contiguous().unsqueeze(-1)
 
     def join(self, a: Tensor) -> Tensor:
         return a.squeeze(1).mT if self.of is None else a.squeeze(-1)
+
+    def of_sequences(self, a: Tensor) -> Tensor:
+        """Numbers (T, B) of sequences, summed if they share: (T, 1, 1, 1) or (T, B, 1, 1)."""
+        return a.sum(1)[:, None, None, None] if self.of is None else a[..., None, None]
+
+    def totals(self, a: Tensor) -> Tensor:
+        """(N, B, ...) of each sequence, summed over those that share: (N, U, ...)."""
+        if self.of is None or self.number == self.B:
+            return a
+        return a.new_zeros(len(a), self.number, *a.shape[2:]).index_add_(1, self.of, a)
 
     def gather(self, a: Tensor) -> Tensor:
         """(N, U, ...) of each sequence, (N, B, ...), if they do not share."""
