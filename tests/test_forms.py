@@ -85,7 +85,7 @@ def test_recurrences_are_loops(T, z, n, reverse):
 
 def test_a_recurrence_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"F should have shape \(N, ..., z, z\), N <= T, for v"):
-        linear_recurrence.__wrapped__(torch.zeros(3, 2, 2), torch.zeros(4, 2, 1))
+        linear_recurrence.__wrapped__(torch.zeros(5, 2, 2), torch.zeros(4, 2, 1))
 
 
 @pytest.mark.parametrize("method", GENERAL)

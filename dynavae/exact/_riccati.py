@@ -160,15 +160,39 @@ def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covarianc
 
 def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances:
     """One step after the other, until steady."""
-    varies, eps = C.ndim == 4, torch.finfo(A.dtype).eps
-    P = [P0.expand(C.shape[1] if varies else 1, *P0.shape)]
-    steps = []
+    if C.ndim == 4:
+        return _with_gaps(P0, A, Q, C, R)
+    tolerance, steps, P = STEADY * torch.finfo(A.dtype).eps, [], P0.unsqueeze(0)
     for t in range(T):
-        steps.append((P[-1], *joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)))
-        if t + 1 == T or (not varies and t % 8 == 7 and difference(P[-1][None], P[-2][None]) <= STEADY * eps):
+        steps.append((P, *joseph_update(P, C, R, t)))
+        P = _predict(steps[-1][2], A, Q)
+        if t % 8 == 7 and difference(P, steps[-1][0]) <= tolerance:
             break
-        P.append(_predict(steps[-1][2], A, Q))
     return Covariances(*(torch.stack(a) for a in zip(*steps, strict=True)))
+
+
+def _with_gaps(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covariances:
+    """One step after the other, of U patterns at once, with few calls in each step.
+
+    The Joseph form (I - KC) P (I - KC)' + K R K', with D = (I - KC) P, is D - (D C' - K R) K'.
+    """
+    P, steps, failed = P0.expand(C.shape[1], *P0.shape), [], []
+    for C_t, R_t in zip(C.unbind(0), R.unbind(0), strict=True):
+        PC = torch.bmm(P, C_t.mT)
+        L, info = torch.linalg.cholesky_ex(torch.baddbmm(R_t, C_t, PC))
+        K = torch.cholesky_solve(PC.mT, L).mT
+        D = torch.baddbmm(P, K, PC.mT, alpha=-1)
+        rest = torch.baddbmm(torch.bmm(K, R_t), D, C_t.mT, beta=-1)
+        P_f = torch.baddbmm(D, rest, K.mT, alpha=-1)
+        steps.append((P, K, P_f, L))
+        failed.append(info)
+        P = _predict(P_f, A, Q)
+    found = Covariances(*(torch.stack(a) for a in zip(*steps, strict=True)))
+    wrong = torch.stack(failed).any(1).nonzero()
+    if len(wrong):
+        t = int(wrong[0])
+        joseph_update(found.P[t], C[t], R[t], t)  # says so
+    return found._replace(P_f=symmetric(found.P_f))
 
 
 class _Riccati(torch.autograd.Function):

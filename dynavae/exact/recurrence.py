@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LOOP, WIDE, LARGE = 24, 384, 512
-"""A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers, or one covariance LARGE
-(measured on a 2-core CPU)."""
+LOOP, WIDE, MANY, LARGE = 24, 384, 8, 512
+"""A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers, or if there are MANY matrices
+per step, or one covariance of all has LARGE numbers (measured on a 2-core CPU)."""
 
 
 def linear_recurrence(
@@ -131,7 +131,7 @@ def folded(a: Tensor, N: int) -> Tensor:
 def solve(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
     """The recurrence of F (N <= T, batch, z, z) and v (T, batch, z, n), without a derivative; v may be overwritten."""
     T, N = len(v), min(len(F), len(v))
-    if T <= LOOP or v[0].numel() >= WIDE:
+    if T <= LOOP or v[0].numel() >= WIDE or v.shape[1] >= MANY:
         return _loop(F, v, reverse)
     if reverse:
         late = _constant(F[N - 1], v[N - 1 : -1].flip(0), v[-1])

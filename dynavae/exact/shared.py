@@ -76,7 +76,8 @@ def shared_filter(
     y = x if g is None else x - g
     if not complete:
         seen, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
-        seen, of = seen.unflatten(1, (T, x_dim)).transpose(0, 1), of if len(seen) > 1 else None
+        of = None if len(seen) == 1 else torch.arange(B) if len(seen) == B else of
+        seen = observed if len(seen) == B else seen.unflatten(1, (T, x_dim)).transpose(0, 1)
         C, R = masked(C, R, seen)
         y, count = torch.where(observed, y, 0.0), observed.sum(-1).to(x.dtype)
     columns = Columns(of, T, B)
@@ -112,7 +113,10 @@ def masked(C: Tensor, R: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Columns:
-    """(T, B, n) as columns: (T, 1, n, B) if all sequences share their matrices, else (T, B, n, 1)."""
+    """(T, B, n) as columns: (T, 1, n, B) if all sequences share their matrices, else (T, B, n, 1).
+
+    `of` says whose matrices a sequence has, None if there is one for all; if there are B, each has its own.
+    """
 
     def __init__(self, of: Tensor | None, T: int, B: int) -> None:
         self.of, self.T, self.B = of, T, B
@@ -136,7 +140,7 @@ class Columns:
 
     def gather(self, a: Tensor) -> Tensor:
         """(N, U, ...) of each sequence, (N, B, ...), if they do not share."""
-        return a if self.of is None else a[:, self.of]
+        return a if self.of is None or self.number == self.B else a[:, self.of]
 
     def expand(self, a: Tensor) -> Tensor:
         """(N, U, ...) of each step and sequence: (T, B, ...)."""
