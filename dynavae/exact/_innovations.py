@@ -28,9 +28,7 @@ class Innovations(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, m0: Tensor, Omega: Tensor, y: Tensor, f: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, m0: Tensor, Omega: Tensor, y: Tensor, f: Tensor | None) -> tuple[Tensor, Tensor]:
         x, z = y.shape[-2], Omega.shape[-1] - y.shape[-2]
         if _by_steps(y, z):
             s, white = _step_by_step(m0, Omega, y, f)
@@ -60,9 +58,7 @@ class Innovations(torch.autograd.Function):
         return first, products(out, s, len(Omega)), dy, df
 
 
-def adjoints(
-    Omega: Tensor, s: Tensor, of_white: Tensor, of_m: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def adjoints(Omega: Tensor, s: Tensor, of_white: Tensor, of_m: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Adjoints of what each Omega_t gives, w_t and m_{t+1}, one below the other, and that of the first m."""
     T, x = s.shape[0], of_white.shape[-2]
     z = s.shape[-2] - x
@@ -101,7 +97,7 @@ def _by_steps(y: Tensor, z: int) -> bool:
 
 
 def _step_by_step(m0: Tensor, Omega: Tensor, y: Tensor, f: Tensor | None) -> tuple[Tensor, Tensor]:
-    """All (m_t, y_t) and w_t. In memory each step is m_t, y_t, w_t, so that what Omega_t reads and writes is in one piece."""
+    """All (m_t, y_t) and w_t. In memory each step is m_t, y_t, w_t: what Omega_t reads and writes is in one piece."""
     (T, _, x, n), z = y.shape, Omega.shape[-1] - y.shape[-2]
     rows = y.new_empty(T * (z + 2 * x) + z, n)
     read = rows[: T * (z + 2 * x)].view(T, z + 2 * x, n)[:, : z + x]

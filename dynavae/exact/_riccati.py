@@ -20,7 +20,6 @@ from dynavae.exact._algebra import symmetric
 from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
-from dynavae.tree import tree_map
 
 STEADY = 16.0
 """Covariances closer than this many roundings are equal."""
@@ -108,7 +107,9 @@ def _scanned(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covarian
     if C.shape[1] > SCAN:
         return None
     T = len(C)
-    first, later = (torch.stack([a, b]).unsqueeze(1)[[0] + [1] * (T - 1)] for a, b in ((torch.zeros_like(A), A), (P0, Q)))
+    first, later = (
+        torch.stack([a, b]).unsqueeze(1)[[0] + [1] * (T - 1)] for a, b in ((torch.zeros_like(A), A), (P0, Q))
+    )
     elements = _element(first, later, C, R)
     if elements is None:
         return None

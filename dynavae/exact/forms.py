@@ -39,9 +39,10 @@ SHARED_STEPS, SCAN_STEPS, SCAN_WORK = 12, 32, 300
 def choose(params: LinearGaussian, T: int, B: int) -> str:
     """The form that `method="auto"` takes, by what was measured on a 2-core CPU (benchmarks/exact_forms.py).
 
-    A constant model: `shared`, the fastest from about 12 steps on, whatever the batch. Matrices that vary in time or over sequences: `parallel` for long sequences in small
-    batches of small states, where a loop is all overhead; else `joseph`. Never `square_root`: float32 is computed in
-    float64 instead, which is as accurate and faster, except on a device that has no float64.
+    A constant model: `shared`, the fastest from about 12 steps on, whatever the batch. Matrices that vary in time or over
+    sequences: `parallel` for long sequences in small batches of small states, where a loop is all overhead; else `joseph`.
+    Never `square_root`: float32 is computed in float64 instead, which is as accurate and faster, except on a device that has
+    no float64.
 
     Example:
         >>> I = torch.eye(2)

@@ -8,6 +8,7 @@ changes on, all blocks have the same matrices: they are columns of one product, 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -188,7 +189,9 @@ def _blocked(step: Callable[[Tensor, Tensor, Tensor], Tensor], F: Tensor, v: Ten
         h.append(step(v_k, F_k, h[-1]))
         products.append(torch.bmm(F_k, products[-1]))
     carried = [start]
-    for end, across in zip(*(a[-1].unflatten(0, (number, batch)).unbind(0) for a in (h, products)), strict=True):
+    for end, across in zip(
+        *(a[-1].unflatten(0, (number, batch)).unbind(0) for a in (h, products)), strict=True
+    ):
         carried.append(step(end, across, carried[-1]))
     blocks, across = torch.stack(h, 1), torch.stack(products, 1)  # (number * batch, size, ., .)
     before = torch.stack(carried[:-1]).flatten(0, 1).unsqueeze(1).expand(-1, size, -1, -1)
@@ -211,7 +214,7 @@ def _constant(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
     # Time within a block first, and all blocks as columns.
     blocks = v.view(number, size, batch, z, n).permute(1, 2, 3, 0, 4).reshape(size, batch, z, number * n)
     steps = blocks.unbind(0)
-    for before, here in zip(steps, steps[1:], strict=False):
+    for before, here in itertools.pairwise(steps):
         here.baddbmm_(F, before)
     powers = F  # F, F^2, ..., F^size, one below the other
     while powers.shape[1] < size * z:

@@ -27,7 +27,6 @@ from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
 
-
 CORES = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
 
 
