@@ -147,11 +147,12 @@ def polish(model: SequentialLVM, data: Any, iterations: int = 200) -> float:
     def loss() -> float:
         nonlocal best, weights
         optimizer.zero_grad()
-        value = model.exact_log_likelihood(batch).sum()
-        (-value / frames).backward()
-        if float(value) > best:
-            best, weights = float(value), {k: v.clone() for k, v in model.state_dict().items()}
-        return -float(value) / frames
+        total = model.exact_log_likelihood(batch).sum()
+        (-total / frames).backward()
+        value = float(total.detach())
+        if value > best:
+            best, weights = value, {k: v.clone() for k, v in model.state_dict().items()}
+        return -value / frames
 
     with torch.enable_grad():
         optimizer.step(loss)
