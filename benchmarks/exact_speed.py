@@ -11,7 +11,8 @@ its compilation is not counted. statsmodels and filterpy have no batches: a loop
 central differences of statsmodels' log-likelihood, timed as two per free entry, from two evaluations. The
 pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer than --slow seconds run
 once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of resident memory in
-MiB of one call, after one on little data, in a fresh process (Linux).
+MiB of one call, after one on little data, in a fresh process (Linux). The process that is timed keeps freed memory, for
+everybody, as one that runs `dynavae.fit` does; else the time of pages that the kernel clears is a matter of who ran before.
 
 Rivals that are not installed (dynamax, filterpy, statsmodels) are left out, with a line that says so.
 """
@@ -36,6 +37,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 import numpy as np
 import torch
 
+from dynavae.allocator import keep_freed_memory
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.likelihood import log_likelihood
 
@@ -272,6 +274,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     records = [record for size in SIZES for record in compare(size, args.repeats, args.slow)]
     args.out.parent.mkdir(exist_ok=True)
     shared = {

@@ -29,22 +29,10 @@ class Innovations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, m0: Tensor, Omega: Tensor, y: Tensor, f: Tensor | None) -> tuple[Tensor, Tensor]:
-        x, z = y.shape[-2], Omega.shape[-1] - y.shape[-2]
-        if _by_steps(y, z):
-            s, white = _step_by_step(m0, Omega, y, f)
-        else:
-            driven = torch.empty(*y.shape[:2], z, y.shape[-1], dtype=y.dtype, device=y.device)
-            driven[0] = m0
-            driven[1:] = times(Omega[..., x:, z:], y[:-1])
-            if f is not None:
-                driven[1:] += f[1:]
-            # The step into t has the matrix of t - 1.
-            F = torch.cat([Omega[:1], Omega])[: len(y), ..., x:, :z]
-            s = torch.cat([solve(F, driven), y], -2)
-            white = times(Omega[..., :x, :], s)
+        s, white = means(m0, Omega, y, f)
         ctx.save_for_backward(Omega, s, white)
         ctx.set_materialize_grads(False)
-        return s[..., :z, :], white
+        return s[..., : Omega.shape[-1] - y.shape[-2], :], white
 
     @staticmethod
     @once_differentiable
@@ -56,6 +44,22 @@ class Innovations(torch.autograd.Function):
         later = out[:-1, ..., white.shape[-2] :, :]
         df = torch.cat([torch.zeros_like(first)[None], later]) if ctx.needs_input_grad[3] else None
         return first, products(out, s, len(Omega)), dy, df
+
+
+def means(m0: Tensor, Omega: Tensor, y: Tensor, f: Tensor | None) -> tuple[Tensor, Tensor]:
+    """All (m_t, y_t), one below the other, and w_t; without a derivative."""
+    x, z = y.shape[-2], Omega.shape[-1] - y.shape[-2]
+    if _by_steps(y, z):
+        return _step_by_step(m0, Omega, y, f)
+    driven = torch.empty(*y.shape[:2], z, y.shape[-1], dtype=y.dtype, device=y.device)
+    driven[0] = m0
+    driven[1:] = times(Omega[..., x:, z:], y[:-1])
+    if f is not None:
+        driven[1:] += f[1:]
+    # The step into t has the matrix of t - 1.
+    F = torch.cat([Omega[:1], Omega])[: len(y), ..., x:, :z]
+    s = torch.cat([solve(F, driven), y], -2)
+    return s, times(Omega[..., :x, :], s)
 
 
 def adjoints(Omega: Tensor, s: Tensor, of_white: Tensor, of_m: Tensor | None = None) -> tuple[Tensor, Tensor]:

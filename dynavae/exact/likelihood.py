@@ -20,12 +20,12 @@ from torch.autograd.function import once_differentiable
 
 from dynavae.exact._algebra import symmetric
 from dynavae.exact._entry import entry
-from dynavae.exact._innovations import adjoints, times
+from dynavae.exact._innovations import adjoints, means, times
 from dynavae.exact._patterned import groups
 from dynavae.exact._riccati import covariances, remembering
 from dynavae.exact.linear_gaussian import LinearGaussian, check_constant, offsets
 from dynavae.exact.recurrence import congruence_recurrence, folded, products
-from dynavae.exact.shared import Columns, masked, plain, predicted
+from dynavae.exact.shared import Columns, log_density, masked, plain, transfer
 
 
 @entry(check_constant)
@@ -56,11 +56,14 @@ def log_likelihood(
     T, B, _ = x.shape
     observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
-    p = plain(params)
-    y = torch.where(observed, torch.where(observed, x, 0.0) - g, 0.0)
-    tensors = (p.m0, p.P0, p.A, p.Q, p.C, p.R, f, y)
+    p, complete = plain(params), bool(observed.all())
+    y = x if complete else torch.where(observed, x, 0.0)
+    if params.D is not None or params.d is not None:
+        y = y - g if complete else torch.where(observed, y - g, 0.0)
+    driven = None if params.B is None and params.b is None else f
+    tensors: tuple[Tensor | None, ...] = (p.m0, p.P0, p.A, p.Q, p.C, p.R, driven, y)
     if x.device.type != "mps":
-        tensors = tuple(a.double() for a in tensors)
+        tensors = tuple(None if a is None else a.double() for a in tensors)
     value: Tensor = _LogLikelihood.apply(*tensors, observed)
     return value.to(x.dtype)
 
@@ -69,31 +72,34 @@ class _LogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, m0: Tensor, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor,
-        f: Tensor, y: Tensor, observed: Tensor,
+        f: Tensor | None, y: Tensor, observed: Tensor,
     ) -> Tensor:  # fmt: skip
         (T, B, _), (group, seen) = y.shape, groups(observed)
         complete = bool(seen.all())
         of = None if group.number == 1 else torch.arange(B, device=y.device) if group.of is None else group.of
-        columns, params = Columns(of, T, B), LinearGaussian(m0, P0, A, Q, C, R)
+        columns = Columns(of, T, B)
         C, R = (C, R) if complete else masked(C, R, seen)
         c = covariances(P0, A, Q, C, R, T)
         if any(ctx.needs_input_grad[1:6]):
             c = remembering(c, A, C, T)
-        p = predicted(params, c, C, columns, y, f)
-        valid = group.valid
-        log_density = p.log_density(columns, observed.sum(-1).to(y.dtype))
-        ctx.save_for_backward(A, C, *c, p.V, p.Omega, p.m, p.white, y, valid, seen)
+        V, Omega = transfer(c, A, C)
+        start, driven = columns.split(m0.expand(1, B, -1))[0], None if f is None else columns.split(f)
+        s, white = means(start, columns.gather(Omega), columns.split(y), driven)
+        count = y.shape[-1] if complete else observed.sum(-1).to(y.dtype)
+        value = log_density(c, white, columns, count)
+        ctx.save_for_backward(A, C, c.P, c.K, c.P_f, V, Omega, s, white, group.valid, seen)
         ctx.columns = columns
-        return torch.where(valid, log_density, 0.0).sum(0)
+        return (value if complete and bool(group.valid.all()) else torch.where(group.valid, value, 0.0)).sum(
+            0
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        A, C, P, K, P_f, _, V, Omega, m, white, y, valid, seen = ctx.saved_tensors
-        columns, N, x = ctx.columns, len(P), y.shape[-1]
+        A, C, P, K, P_f, V, Omega, s, white, valid, seen = ctx.saved_tensors
+        columns, N, x = ctx.columns, len(P), white.shape[-2]
         weights = grad * valid
         # Through the means: adjoints of w_t and m_{t+1}, and the derivative of each Omega_t.
-        s = torch.cat([m, columns.split(y)], -2)
         out, first = adjoints(columns.gather(Omega), s, -white * columns.split(weights.unsqueeze(-1)))
         dOmega = columns.totals(products(out, s, N))
         n = columns.totals(folded(columns.of_sequences(weights), N))

@@ -15,7 +15,6 @@ other forms, to rounding; covariances of sequences that share them are views of 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,24 +45,12 @@ def plain(params: LinearGaussian) -> LinearGaussian:
     })  # fmt: skip
 
 
-class Predicted(NamedTuple):
-    """The filter as far as the likelihood needs it. Means m and whitened errors w are columns.
-
-    Matrices are those of the first N steps; the last is that of all later ones.
-    """
-
-    m: Tensor
-    white: Tensor
-    covariances: Covariances
-    V: Tensor  # L^-1
-    Omega: Tensor  # takes (m_t, y_t) to (w_t, m_{t+1})
-
-    def log_density(self, columns: Columns, count: Tensor | int) -> Tensor:
-        """log p(x_t | x_1:t-1) of so many coordinates, (T, B)."""
-        quadratic = self.white.square().sum(-2).squeeze(1 if columns.of is None else 2)
-        log_det = self.covariances.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
-        return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
+def log_density(c: Covariances, white: Tensor, columns: Columns, count: Tensor | int) -> Tensor:
+    """log p(x_t | x_1:t-1) of so many coordinates (T, B), from whitened errors."""
+    quadratic = white.square().sum(-2).squeeze(1 if columns.of is None else 2)
+    log_det = c.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
+    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
 
 
 def shared_filter(
@@ -81,27 +68,22 @@ def shared_filter(
         y, count = torch.where(observed, y, 0.0), observed.sum(-1).to(x.dtype)
     columns = Columns(of, T, B)
     c = covariances(params.P0, params.A, params.Q, C, R, T)
-    p = predicted(params, c, C, columns, y, f)
-    W = p.V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
-    mean = p.m + times(columns.gather(W).mT, p.white)
-    log_likelihood = p.log_density(columns, count)
+    V, Omega = transfer(c, params.A, C)
+    start, driven = columns.split(params.m0.expand(1, B, -1))[0], None if f is None else columns.split(f)
+    m, white = Innovations.apply(start, columns.gather(Omega), columns.split(y), driven)
+    W = V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
+    mean = m + times(columns.gather(W).mT, white)
     return Filtered(
-        columns.join(mean), columns.expand(c.P_f), columns.join(p.m), columns.expand(c.P), log_likelihood
-    )
+        columns.join(mean), columns.expand(c.P_f), columns.join(m), columns.expand(c.P),
+        log_density(c, white, columns, count),
+    )  # fmt: skip
 
 
-def predicted(
-    params: LinearGaussian, c: Covariances, C: Tensor, columns: Columns, y: Tensor, f: Tensor | None
-) -> Predicted:
-    """The means, of y (T, B, x_dim): what is not observed is 0 there and in C."""
-    V = torch.linalg.solve_triangular(c.L, torch.eye(y.shape[-1]).to(c.L).expand_as(c.L), upper=False)
-    B, M = V @ C, (c.K.mT @ params.A.mT).mT
-    Omega = torch.cat([torch.cat([-B, V], -1), torch.cat([params.A - M @ C, M], -1)], -2)
-    start = columns.split(params.m0.expand(1, columns.B, -1))[0]
-    m, white = Innovations.apply(
-        start, columns.gather(Omega), columns.split(y), None if f is None else columns.split(f)
-    )
-    return Predicted(m, white, c, V, Omega)
+def transfer(c: Covariances, A: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """L^-1 and what takes (m_t, y_t) to (w_t, m_{t+1}), see :mod:`dynavae.exact._innovations`."""
+    V = torch.linalg.solve_triangular(c.L, torch.eye(c.L.shape[-1]).to(c.L).expand_as(c.L), upper=False)
+    M = (c.K.mT @ A.mT).mT
+    return V, torch.cat([torch.cat([-V @ C, V], -1), torch.cat([A - M @ C, M], -1)], -2)
 
 
 def masked(C: Tensor, R: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
