@@ -162,7 +162,9 @@ def test_factors_shared_by_frames_give_what_each_frame_gives_alone(gaps):
     fast = D.MultivariateNormal(loc, L).log_prob(x, mask)
     each = torch.stack(
         [
-            D.MultivariateNormal(loc[k][o], torch.linalg.cholesky((L @ L.mT)[k][o][:, o])).log_prob(x[t, b, 0, o])
+            D.MultivariateNormal(loc[k][o], torch.linalg.cholesky((L @ L.mT)[k][o][:, o])).log_prob(
+                x[t, b, 0, o]
+            )
             for t, b in itertools.product(*map(range, frames))
             for o in [observed[t, b, 0]]
             for k in range(components)
@@ -170,7 +172,8 @@ def test_factors_shared_by_frames_give_what_each_frame_gives_alone(gaps):
     ).reshape(*frames, components)
     torch.testing.assert_close(fast, each, **CLOSE)
     torch.testing.assert_close(
-        *(torch.autograd.grad(v.square().sum(), L, retain_graph=True)[0].tril() for v in (fast, each)), **CLOSE
+        *(torch.autograd.grad(v.square().sum(), L, retain_graph=True)[0].tril() for v in (fast, each)),
+        **CLOSE,
     )
 
 

@@ -134,7 +134,7 @@ def test_the_information_form_is_the_textbook_update(x_dim, gaps):
     n, K, B = 3, 4, 20
     model = SLDS(x_dim=x_dim, states=3, h_dim=n, control_dim=2).double()
     root = torch.randn(K, B, n, n).double()
-    z = torch.randint(3, (K, B, 1))
+    z = torch.randint(3, (K, B, 1)).double()
     h = torch.randn(K, B, n).double(), root @ root.mT, torch.zeros(K, B, 3).double(), (z > 0).double()
     control, x = torch.randn(B, 2).double(), 3 * torch.randn(B, x_dim).double()
     observed = torch.rand(B, x_dim) > 0.4 if gaps else torch.ones(B, x_dim, dtype=torch.bool)
@@ -153,7 +153,9 @@ def test_the_information_form_is_the_textbook_update(x_dim, gaps):
         def believed(s, k=k, b=b):
             if not h[3][k, b, 0]:
                 return h[0][k, b], h[1][k, b]
-            return model.A[s] @ h[0][k, b] + model.B @ control[b] + model.b[s], model.A[s] @ h[1][k, b] @ model.A[s].mT + Q[s]
+            return model.A[s] @ h[0][k, b] + model.B @ control[b] + model.b[s], model.A[s] @ h[1][
+                k, b
+            ] @ model.A[s].mT + Q[s]
 
         for s in range(3):
             m, P = believed(s)

@@ -6,8 +6,8 @@ x_t says of h under switch k no more than a quadratic in h, whose size is that o
     \log \mathcal N(x; C_k h + d_k, R_k) = c_k + (h - h^*_k)^\top \eta_k - \tfrac12 (h - h^*_k)^\top J_k (h - h^*_k), \qquad
     J_k = C_k^\top R_k^{-1} C_k
 
-It is written about a point :math:`h^*_k` near its peak, where no large terms cancel. It reads x alone, so it is found for all
-frames before any recursion; missing coordinates leave R's block of the observed ones.
+It is written about a point :math:`h^*_k` near its peak, where no large terms cancel. It reads x alone, so it is found for
+all frames before any recursion; missing coordinates leave R's block of the observed ones.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ def update(mean: Tensor, L: Tensor, message: Message) -> Updated:
     J_L, J_delta = (message.J @ torch.cat([L, delta], -1)).split([n, 1], -1)
     inner, r = (L.mT @ torch.cat([J_L, eta - J_delta], -1)).split([n, 1], -1)
     U = torch.linalg.cholesky(inner + torch.eye(n, dtype=L.dtype, device=L.device))
-    W, v = torch.linalg.solve_triangular(U, torch.cat([L.mT, r], -1), upper=False).split(
-        [n, 1], -1
-    )
+    W, v = torch.linalg.solve_triangular(U, torch.cat([L.mT, r], -1), upper=False).split([n, 1], -1)
     at_mean = message.log_c + (delta * (eta - 0.5 * J_delta)).sum((-2, -1))
     log_prob = at_mean + 0.5 * v.square().sum((-2, -1)) - U.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return Updated(log_prob, mean, W, v)
@@ -144,9 +142,7 @@ class SwitchedNormal(MultivariateNormal):
     def scale_tril(self) -> Tensor:  # type: ignore[override]
         _, L, code, _, shared = self._parts
         root = pick(code, shared.C) @ L
-        return torch.linalg.cholesky(
-            symmetric(root @ root.mT + pick(code, shared.L @ shared.L.mT))
-        )
+        return torch.linalg.cholesky(symmetric(root @ root.mT + pick(code, shared.L @ shared.L.mT)))
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         m, L, code, known, shared = self._parts

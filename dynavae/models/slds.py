@@ -223,4 +223,3 @@ class SLDS(SequentialLVM):
         control = None if batch.control is None else batch.control.transpose(0, 1).repeat(1, paths, 1)
         filtered = kalman.kalman_filter(params, x, observed, control)
         return filtered, kalman.kalman_smoother(params, filtered)
-
