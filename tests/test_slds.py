@@ -186,7 +186,9 @@ def test_gaps_are_integrated_out_not_drawn(model):
 
 
 def test_tasks(model):
-    data = generate(model, batch=3, length=12, seed=1).x
+    made = generate(model, batch=3, length=12, seed=1)
+    assert not made.mean.requires_grad
+    data = made.x
     data[0, 4:7] = NAN
     data[1, 3, 0] = NAN
     assert forecast(model, data, horizon=4, samples=20).samples.isfinite().all()

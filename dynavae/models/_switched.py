@@ -77,6 +77,8 @@ class SwitchedEmission:
     """The tables C (S, x_dim, n), d (S, x_dim) and the Cholesky factors of R (S, x_dim, x_dim)."""
 
     def __init__(self, C: Tensor, d: Tensor, L: Tensor) -> None:
+        if not torch.is_grad_enabled():  # what is made without a graph has none later
+            C, d, L = C.detach(), d.detach(), L.detach()
         self.C, self.d, self.L = C, d, L
 
     def message(self, x: Tensor, observed: Tensor | None) -> Message:
