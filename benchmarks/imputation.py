@@ -296,7 +296,8 @@ def vrnn(z_dim: int, h_dim: int, emission: str, reweight: bool, **training: Any)
 CANDIDATES: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("pm25", "gru"): GRU,
     ("physionet", "gru"): GRU,
-    ("pm25", "LGSSM"): [  # on validation no better: 40 iterations from local levels, 36 states from data, 20 at random
+    ("pm25", "LGSSM"): [
+        # On validation no better: 40 iterations from local levels, 36 states from data, 20 at random.
         by_em(36, "local_level", 10),
         by_em(20, "data", 40),
         by_gradient(36, "local_level", epochs=10, batch_size=16, lr=2e-3),
