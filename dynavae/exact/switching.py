@@ -1,0 +1,256 @@
+r"""Structured mean field for switching linear dynamics: messages along the modes and along the states, in turn.
+
+.. math::
+    p(s, z) &= p(s_1) \prod_{t>1} p(s_t \mid s_{t-1})\; \prod_t \mathcal N(z_t; A_{s_t} w_t, Q_{s_t}), \qquad
+    w_t = (z_{t-1}, u_t) \\
+    q(s)\, q(z) &\approx p(s, z) \prod_t \psi_t(z_t) \,/\, Z, \qquad
+    \psi_t(z) = \exp(-\tfrac12 z^\top \mathrm{diag}(J_t)\, z + h_t^\top z)
+
+Each factor is the best one given the other: q(s) a hidden Markov chain whose evidence is the expected log-density of z under each
+mode, q(z) a linear-Gaussian chain whose natural parameters are averages over the modes. Both are exact by messages, and every
+update raises :math:`\mathbb E_q[\log p(s, z) \psi(z)] + H[q(s)] + H[q(z)]`, a lower bound on log Z. With one mode q(z) is exact.
+
+References: Ghahramani and Hinton, Variational Learning for Switching State-Space Models, 2000; Johnson et al., 2016,
+arXiv:1603.06277, section 4.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dynavae.exact._algebra import matvec, symmetric
+from dynavae.exact._entry import check_float, check_shape, entry
+from dynavae.exact.conjugate import ExpectedNormal
+from dynavae.exact.hmm import hmm_smoother
+
+__all__ = [
+    "Conditionals",
+    "MeanField",
+    "Moments",
+    "SwitchingDynamics",
+    "conditionals",
+    "log_evidence",
+    "mean_field",
+    "moments",
+    "products",
+]
+
+
+class SwitchingDynamics(NamedTuple):
+    """Expected parameters of S modes.
+
+    Attributes:
+        first: of z_1 on the constant 1, for each mode.
+        transition: of z_t on (z_{t-1}, u_t), for each mode; a constant offset is a u_t that is always 1.
+        log_initial: log p(s_1), or its expectation.
+        log_transition: log p(s_t | s_{t-1}), or its expectation.
+    """
+
+    first: ExpectedNormal
+    transition: ExpectedNormal
+    log_initial: Float[Tensor, " S"]
+    log_transition: Float[Tensor, "S S"]
+
+
+class Conditionals(NamedTuple):
+    r""":math:`q(z_t \mid z_{t-1}) = \mathcal N(F_t z_{t-1} + f_t, L_t L_t^\top)`; z_1 has f_1 alone."""
+
+    F: Float[Tensor, "T B n n"]
+    f: Float[Tensor, "T B n"]
+    L: Float[Tensor, "T B n n"]
+
+
+class Moments(NamedTuple):
+    """Of q(z): means, covariances, and Cov(z_t, z_{t-1}), which is 0 at t = 1."""
+
+    mean: Float[Tensor, "T B n"]
+    covariance: Float[Tensor, "T B n n"]
+    cross: Float[Tensor, "T B n n"]
+
+
+class MeanField(NamedTuple):
+    r"""Result of :func:`mean_field`.
+
+    Attributes:
+        log_gamma: log q(s_t); after the end of a sequence, the prediction.
+        log_xi: log q(s_{t-1} = j, s_t = k) at index t - 2; minus infinity after the end.
+        precision, linear: what frames t, ..., T say of z_t: :math:`\exp(-\tfrac12 z^\\top J z + h^\\top z)`.
+    """
+
+    log_gamma: Float[Tensor, "T B S"]
+    log_xi: Float[Tensor, "T-1 B S S"]
+    precision: Float[Tensor, "T B n n"]
+    linear: Float[Tensor, "T B n"]
+
+
+class _Average(NamedTuple):
+    """The transition under q(s_t), as a function of z_t and z_{t-1}."""
+
+    P: Tensor  # (T, B, n, n) of z_t
+    G: Tensor  # (T, B, n, n) of z_t and z_{t-1}
+    g: Tensor  # (T, B, n) of z_t
+    R: Tensor  # (T, B, n, n) of z_{t-1}
+    r: Tensor  # (T, B, n)
+
+
+def _average(gamma: Tensor, e: ExpectedNormal, u: Tensor) -> _Average:
+    n = e.precision.shape[-1]
+    P, linear, quadratic = (torch.einsum("tbs,sij->tbij", gamma, part) for part in e[:3])
+    return _Average(
+        P, linear[..., :n], matvec(linear[..., n:], u), quadratic[..., :n, :n], matvec(quadratic[..., :n, n:], u)
+    )
+
+
+def _backward(average: _Average, J: Tensor, h: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Messages of the frames t, ..., T about z_t; frames that are not inside say nothing."""
+    n = J.shape[-1]
+    exists = inside.unsqueeze(-1)
+    nodes = list(zip(torch.diag_embed(torch.where(exists, J, 0.0)), torch.where(exists, h, 0.0), strict=True))
+    steps = list(zip(*average, exists, strict=True))
+    J_t, h_t = nodes[-1]
+    rows = [(J_t, h_t)]
+    for t in range(len(nodes) - 1, 0, -1):
+        P, G, g, R, r, more = steps[t]  # z_t is integrated out
+        solved = torch.cholesky_solve(torch.cat([G, (g + h_t).unsqueeze(-1)], -1), torch.linalg.cholesky(P + J_t))
+        back = G.mT @ solved
+        J_t = nodes[t - 1][0] + torch.where(more.unsqueeze(-1), symmetric(R - back[..., :n]), 0.0)
+        h_t = nodes[t - 1][1] + torch.where(more, back[..., n] - r, 0.0)
+        rows.append((J_t, h_t))
+    precision, linear = (torch.stack(part) for part in zip(*rows[::-1], strict=True))
+    return precision, linear
+
+
+def conditionals(
+    dynamics: SwitchingDynamics,
+    log_gamma: Float[Tensor, "T B S"],
+    precision: Float[Tensor, "T B n n"],
+    linear: Float[Tensor, "T B n"],
+    u: Float[Tensor, "T B r"],
+    start: bool = True,
+) -> Conditionals:
+    """The factors of q(z): what a transition, averaged over the modes, and all later frames say of z_t.
+
+    Args:
+        dynamics, u: as in :func:`mean_field`.
+        log_gamma, precision, linear: of its result.
+        start: the first frame begins the sequence; False: it, too, follows from a state before.
+    """
+    gamma = log_gamma.exp()
+    P, G, g, *_ = _average(gamma, dynamics.transition, u)
+    if start:
+        P = torch.cat([torch.einsum("bs,sij->bij", gamma[0], dynamics.first.precision)[None], P[1:]])
+        g = torch.cat([torch.einsum("bs,si->bi", gamma[0], dynamics.first.linear.squeeze(-1))[None], g[1:]])
+        G = torch.cat([torch.zeros_like(G[:1]), G[1:]])
+    W = torch.linalg.cholesky(P + precision)
+    solved = torch.cholesky_solve(torch.cat([G, (g + linear).unsqueeze(-1)], -1), W)
+    n = linear.shape[-1]
+    return Conditionals(solved[..., :n], solved[..., n], torch.linalg.cholesky(torch.cholesky_inverse(W)))
+
+
+def moments(q: Conditionals) -> Moments:
+    """Means and covariances along the chain."""
+    mean, covariance = q.f[0], q.L[0] @ q.L[0].mT
+    rows = [(mean, covariance, torch.zeros_like(covariance))]
+    for F, f, L in list(zip(*q, strict=True))[1:]:
+        cross = F @ covariance
+        mean, covariance = matvec(F, mean) + f, symmetric(cross @ F.mT + L @ L.mT)
+        rows.append((mean, covariance, cross))
+    return Moments(*(torch.stack(part) for part in zip(*rows, strict=True)))
+
+
+def products(q: Moments, u: Float[Tensor, "T B r"]) -> tuple[Tensor, Tensor, Tensor]:
+    """E[z z'], E[z_t w_t'] and E[w_t w_t'] with w_t = (z_{t-1}, u_t); the latter two mean nothing at t = 1."""
+    before = torch.cat([torch.zeros_like(q.mean[:1]), q.mean[:-1]])
+    w = torch.cat([before, u], -1)
+    zz = q.covariance + q.mean.unsqueeze(-1) * q.mean.unsqueeze(-2)
+    r = u.shape[-1]
+    pad = torch.nn.functional.pad
+    zw = pad(q.cross, (0, r)) + q.mean.unsqueeze(-1) * w.unsqueeze(-2)
+    spread = torch.cat([torch.zeros_like(q.covariance[:1]), q.covariance[:-1]])
+    ww = pad(spread, (0, r, 0, r)) + w.unsqueeze(-1) * w.unsqueeze(-2)
+    return zz, zw, ww
+
+
+def log_evidence(dynamics: SwitchingDynamics, q: Moments, u: Float[Tensor, "T B r"]) -> Float[Tensor, "T B S"]:
+    """Expected log-density of z_t under each mode: the evidence of q(s)."""
+    zz, zw, ww = products(q, u)
+    one = torch.ones_like(zz[:1, ..., :1, :1])
+    first = dynamics.first.log_density(zz[:1], q.mean[:1].unsqueeze(-1), one)
+    return torch.cat([first, dynamics.transition.log_density(zz[1:], zw[1:], ww[1:])])
+
+
+def _check(J: Any, h: Any, u: Any, dynamics: Any, lengths: Any = None, sweeps: int = 4) -> None:
+    check_float("J", J)
+    if J.ndim != 3 or not len(J):
+        raise ValueError(f"J should have shape (T, B, z_dim), T >= 1; got {tuple(J.shape)}.")
+    check_float("h", h, like=J)
+    check_shape("h", h, tuple(J.shape), "(T, B, z_dim), that of J,")
+    n, k = dynamics.transition.linear.shape[-2:]
+    check_float("dynamics.transition.linear", dynamics.transition.linear, like=J)
+    check_float("u", u, like=J)
+    check_shape("u", u, (*J.shape[:2], k - n), "(T, B, k - z_dim)")
+    if J.shape[-1] != n:
+        raise ValueError(f"J has z_dim = {J.shape[-1]}, the dynamics {n}.")
+    if lengths is not None:
+        check_shape("lengths", lengths, (J.shape[1],), "(B,)")
+    if sweeps < 0:
+        raise ValueError(f"sweeps should be 0 or more; got {sweeps}.")
+
+
+@entry(_check)
+def mean_field(
+    J: Float[Tensor, "T B n"],
+    h: Float[Tensor, "T B n"],
+    u: Float[Tensor, "T B r"],
+    dynamics: SwitchingDynamics,
+    lengths: Int[Tensor, " B"] | None = None,
+    sweeps: int = 4,
+) -> MeanField:
+    r"""q(s) and q(z) after so many updates of each; a differentiable function of all that goes in.
+
+    q(s) begins as p(s), and q(z) is updated last.
+
+    Args:
+        J, h: node potentials; 0 where nothing is observed.
+        u: regressors beside z_{t-1}: controls, and a constant 1 for an offset.
+        dynamics: of S modes.
+        lengths: frames of each sequence; default T. What comes after is integrated out.
+        sweeps: updates of q(s); with one mode there is nothing to update.
+
+    Raises:
+        ValueError, TypeError: for shapes or dtypes that do not fit.
+
+    Example:
+        >>> I = torch.eye(1).expand(2, 1, 1)
+        >>> A = torch.tensor([[[1.0]], [[-1.0]]])  # one mode keeps the sign, the other changes it
+        >>> log_half = torch.full((2, 2), 0.5).log()
+        >>> dynamics = SwitchingDynamics(
+        ...     ExpectedNormal.known(0 * I, I), ExpectedNormal.known(A, 0.1 * I), log_half[0], log_half
+        ... )
+        >>> z = torch.tensor([1.0, 1.0, -1.0]).reshape(3, 1, 1)
+        >>> q = mean_field(torch.full_like(z, 10.0), 10 * z, z[..., :0], dynamics)
+        >>> q.log_gamma.exp()[1:, 0].round(decimals=2)
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    T, B, _ = J.shape
+    S = len(dynamics.log_initial)
+    ends = torch.full((B,), T, device=J.device) if lengths is None else lengths.to(J.device)
+    inside = torch.arange(T, device=J.device).unsqueeze(-1) < ends
+
+    def modes(evidence: Tensor) -> tuple[Tensor, Tensor]:
+        q = hmm_smoother(dynamics.log_initial, dynamics.log_transition, evidence, ends)
+        return q.log_gamma, q.log_xi
+
+    def states(log_gamma: Tensor) -> tuple[Tensor, Tensor]:
+        return _backward(_average(log_gamma.exp(), dynamics.transition, u), J, h, inside)
+
+    log_gamma, log_xi = modes(J.new_zeros(T, B, S))
+    for _ in range(sweeps if S > 1 else 0):
+        q = moments(conditionals(dynamics, log_gamma, *states(log_gamma), u))
+        log_gamma, log_xi = modes(log_evidence(dynamics, q, u))
+    return MeanField(log_gamma, log_xi, *states(log_gamma))
