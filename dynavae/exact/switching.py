@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dynavae.exact._algebra import matvec, symmetric
@@ -29,10 +29,12 @@ from dynavae.exact.hmm import hmm_smoother
 
 __all__ = [
     "Conditionals",
+    "ExpectedSums",
     "MeanField",
     "Moments",
     "SwitchingDynamics",
     "conditionals",
+    "expected_sums",
     "log_evidence",
     "mean_field",
     "moments",
@@ -85,6 +87,22 @@ class MeanField(NamedTuple):
     log_xi: Float[Tensor, "T-1 B S S"]
     precision: Float[Tensor, "T B n n"]
     linear: Float[Tensor, "T B n"]
+
+
+class ExpectedSums(NamedTuple):
+    """Expected sufficient statistics of the dynamics; those of several batches add up, entry by entry.
+
+    Attributes:
+        first: sums of z z', z, 1 and 1 over first frames, for each mode: in the order of `MNIW.natural`.
+        transition: sums of z_t z_t', z_t w_t', w_t w_t' and 1 with w_t = (z_{t-1}, u_t), for each mode.
+        initial: expected counts of first modes.
+        chain: expected counts of pairs of successive modes.
+    """
+
+    first: tuple[Tensor, Tensor, Tensor, Tensor]
+    transition: tuple[Tensor, Tensor, Tensor, Tensor]
+    initial: Float[Tensor, " S"]
+    chain: Float[Tensor, "S S"]
 
 
 class _Average(NamedTuple):
@@ -181,6 +199,31 @@ def log_evidence(dynamics: SwitchingDynamics, q: Moments, u: Float[Tensor, "T B 
     one = torch.ones_like(zz[:1, ..., :1, :1])
     first = dynamics.first.log_density(zz[:1], q.mean[:1].unsqueeze(-1), one)
     return torch.cat([first, dynamics.transition.log_density(zz[1:], zw[1:], ww[1:])])
+
+
+def expected_sums(
+    log_gamma: Float[Tensor, "T B S"],
+    log_xi: Float[Tensor, "T-1 B S S"],
+    q: Moments,
+    u: Float[Tensor, "T B r"],
+    lengths: Int[Tensor, " B"],
+    rows: Bool[Tensor, " B"] | None = None,
+) -> ExpectedSums:
+    """Sums that a natural gradient reads, under q(s) q(z); frames from `lengths` on, and rows that are False, count for nothing."""
+    T, B, _ = log_gamma.shape
+    inside = torch.arange(T, device=u.device).unsqueeze(-1) < lengths.to(u.device)
+    rows = torch.ones_like(inside[0]) if rows is None else rows
+    gamma = torch.where((inside & rows).unsqueeze(-1), log_gamma.exp(), 0.0)
+    zz, zw, ww = products(q, u)
+    one = torch.ones_like(q.mean[:1, :, :1])
+    parts = []
+    for weight, y in (
+        (gamma[:1], (zz[:1], q.mean[:1].unsqueeze(-1), one.unsqueeze(-1))),
+        (gamma[1:], (zz[1:], zw[1:], ww[1:])),
+    ):
+        parts.append((*(torch.einsum("tbs,tbij->sij", weight, part) for part in y), weight.sum((0, 1))))
+    pairs = torch.where(rows[:, None, None], log_xi.exp(), 0.0).sum((0, 1))
+    return ExpectedSums(*parts, gamma[0].sum(0), pairs)
 
 
 def _check(J: Any, h: Any, u: Any, dynamics: Any, lengths: Any = None, sweeps: int = 4) -> None:
