@@ -36,13 +36,22 @@ def case(expected=False, modes=S, seed=0):
     g = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     if expected:
-        first = MNIW(rand(modes, N, 1), spd(g, modes, size=1), spd(g, modes), torch.full((modes,), 5.0).double())
-        transition = MNIW(0.6 * rand(modes, N, N + R), spd(g, modes, size=N + R), spd(g, modes), torch.full((modes,), 6.5).double())
+        first = MNIW(
+            rand(modes, N, 1), spd(g, modes, size=1), spd(g, modes), torch.full((modes,), 5.0).double()
+        )
+        transition = MNIW(
+            0.6 * rand(modes, N, N + R),
+            spd(g, modes, size=N + R),
+            spd(g, modes),
+            torch.full((modes,), 6.5).double(),
+        )
         first, transition = first.expected(), transition.expected()
     else:
         first = ExpectedNormal.known(rand(modes, N, 1), spd(g, modes))
         transition = ExpectedNormal.known(0.6 * rand(modes, N, N + R), spd(g, modes))
-    dynamics = SwitchingDynamics(first, transition, rand(modes).log_softmax(-1), rand(modes, modes).log_softmax(-1))
+    dynamics = SwitchingDynamics(
+        first, transition, rand(modes).log_softmax(-1), rand(modes, modes).log_softmax(-1)
+    )
     J, h = rand(T, 1, N).square(), rand(T, 1, N)
     J[1], h[1] = 0.0, 0.0
     u = torch.cat([rand(T, 1, R - 1), torch.ones(T, 1, 1).double()], -1)
@@ -111,7 +120,9 @@ def test_modes_are_those_of_an_enumeration(expected):
         share = torch.stack([p[paths[:, t] == k].sum() for k in range(S)])
         close(after.log_gamma[t, 0].exp(), share)
         if t:
-            pairs = [[p[(paths[:, t - 1] == j) & (paths[:, t] == k)].sum() for k in range(S)] for j in range(S)]
+            pairs = [
+                [p[(paths[:, t - 1] == j) & (paths[:, t] == k)].sum() for k in range(S)] for j in range(S)
+            ]
             close(after.log_xi[t - 1, 0].exp(), torch.tensor(pairs).double())
 
 
@@ -161,7 +172,9 @@ def test_every_sweep_raises_a_lower_bound(expected):
     for path in itertools.product(range(S), repeat=T):
         weights = torch.nn.functional.one_hot(torch.tensor(path), S).double()
         P, l = dense(dynamics, weights, J[:, 0], h[:, 0], u[:, 0])
-        rest = 0.5 * l @ torch.linalg.solve(P, l) - 0.5 * torch.logdet(P) + 0.5 * T * N * math.log(2 * math.pi)
+        rest = (
+            0.5 * l @ torch.linalg.solve(P, l) - 0.5 * torch.logdet(P) + 0.5 * T * N * math.log(2 * math.pi)
+        )
         for t, k in enumerate(path):
             e = dynamics.transition if t else dynamics.first
             w = u[t, 0] if t else torch.ones(1).double()
@@ -182,7 +195,9 @@ def test_one_mode_is_exact():
     M = torch.linalg.solve(e.precision, e.linear)[0]
     P0, Q = (torch.linalg.inv(part.precision[0]) for part in (dynamics.first, e))
     m0 = (P0 @ dynamics.first.linear[0]).squeeze(-1)
-    params = kalman.LinearGaussian(m0, P0, M[:, :N], Q, torch.eye(N).double(), torch.diag_embed(1 / J), M[:, N:])
+    params = kalman.LinearGaussian(
+        m0, P0, M[:, :N], Q, torch.eye(N).double(), torch.diag_embed(1 / J), M[:, N:]
+    )
     smoothed = kalman.kalman_smoother(params, kalman.kalman_filter(params, h / J, control=u))
     close(z.mean, smoothed.mean)
     close(z.covariance, smoothed.covariance)

@@ -131,7 +131,9 @@ class MNIW(NamedTuple):
                 "Sums of products of real data, added to those of a prior, always are."
             )
         if bool((count <= n - 1).any()):
-            raise ValueError(f"count is the degrees of freedom and should be above n - 1 = {n - 1}; got {count.tolist()}.")
+            raise ValueError(
+                f"count is the degrees of freedom and should be above n - 1 = {n - 1}; got {count.tolist()}."
+            )
         return cls(mean, ww, scale, count)
 
     def expected(self) -> ExpectedNormal:
@@ -243,6 +245,10 @@ def step(q: Any, prior: Any, sums: tuple[Tensor, ...], rate: float = 1.0) -> Any
     if not 0 < rate <= 1:
         raise ValueError(f"rate is the length of a natural-gradient step, in (0, 1]; got {rate}.")
     if type(q) is not type(prior):
-        raise TypeError(f"q and its prior should be of one family; got {type(q).__name__}, {type(prior).__name__}.")
+        raise TypeError(
+            f"q and its prior should be of one family; got {type(q).__name__}, {type(prior).__name__}."
+        )
     target = (a + b.to(a) for a, b in zip(prior.natural(), sums, strict=True))
-    return type(q).from_natural(*(eta + rate * (to - eta) for eta, to in zip(q.natural(), target, strict=True)))
+    return type(q).from_natural(
+        *(eta + rate * (to - eta) for eta, to in zip(q.natural(), target, strict=True))
+    )

@@ -119,7 +119,11 @@ def _average(gamma: Tensor, e: ExpectedNormal, u: Tensor) -> _Average:
     n = e.precision.shape[-1]
     P, linear, quadratic = (torch.einsum("tbs,sij->tbij", gamma, part) for part in e[:3])
     return _Average(
-        P, linear[..., :n], matvec(linear[..., n:], u), quadratic[..., :n, :n], matvec(quadratic[..., :n, n:], u)
+        P,
+        linear[..., :n],
+        matvec(linear[..., n:], u),
+        quadratic[..., :n, :n],
+        matvec(quadratic[..., :n, n:], u),
     )
 
 
@@ -133,7 +137,9 @@ def _backward(average: _Average, J: Tensor, h: Tensor, inside: Tensor) -> tuple[
     rows = [(J_t, h_t)]
     for t in range(len(nodes) - 1, 0, -1):
         P, G, g, R, r, more = steps[t]  # z_t is integrated out
-        solved = torch.cholesky_solve(torch.cat([G, (g + h_t).unsqueeze(-1)], -1), torch.linalg.cholesky(P + J_t))
+        solved = torch.cholesky_solve(
+            torch.cat([G, (g + h_t).unsqueeze(-1)], -1), torch.linalg.cholesky(P + J_t)
+        )
         back = G.mT @ solved
         J_t = nodes[t - 1][0] + torch.where(more.unsqueeze(-1), symmetric(R - back[..., :n]), 0.0)
         h_t = nodes[t - 1][1] + torch.where(more, back[..., n] - r, 0.0)
@@ -193,7 +199,9 @@ def products(q: Moments, u: Float[Tensor, "T B r"]) -> tuple[Tensor, Tensor, Ten
     return zz, zw, ww
 
 
-def log_evidence(dynamics: SwitchingDynamics, q: Moments, u: Float[Tensor, "T B r"]) -> Float[Tensor, "T B S"]:
+def log_evidence(
+    dynamics: SwitchingDynamics, q: Moments, u: Float[Tensor, "T B r"]
+) -> Float[Tensor, "T B S"]:
     """Expected log-density of z_t under each mode: the evidence of q(s)."""
     zz, zw, ww = products(q, u)
     one = torch.ones_like(zz[:1, ..., :1, :1])

@@ -262,10 +262,15 @@ class SVAE(SequentialLVM):
         hidden = ~batch.valid
         return States(
             *(
-                v.transpose(0, 1).to(batch.x.dtype).masked_fill(hidden.reshape(*hidden.shape, *[1] * (v.ndim - 2)), torch.nan)
+                v.transpose(0, 1)
+                .to(batch.x.dtype)
+                .masked_fill(hidden.reshape(*hidden.shape, *[1] * (v.ndim - 2)), torch.nan)
                 for v in (q.log_gamma.exp(), z.mean, z.covariance)
             )
         )
+
+    def begin_global(self, sequences: int) -> None:
+        self._factor.sequences.fill_(sequences)
 
     @torch.no_grad()
     def global_statistics(self, batch: Sequences) -> switching.ExpectedSums:
@@ -273,3 +278,14 @@ class SVAE(SequentialLVM):
         q, u, ends, seen = self._of(batch)
         chain = switching.conditionals(self.dynamics.expected(), q.log_gamma, q.precision, q.linear, u)
         return switching.expected_sums(q.log_gamma, q.log_xi, switching.moments(chain), u, ends, seen)
+
+    def natural_step(self, sums: switching.ExpectedSums, rate: float) -> None:
+        self._factor.natural_step(sums, rate)
+
+    @property
+    def _factor(self) -> ConjugateDynamics:
+        if not isinstance(self.dynamics, ConjugateDynamics):
+            raise TypeError(
+                "this SVAE learns its dynamics by gradient: for a conjugate factor take SVAE(conjugate=True)."
+            )
+        return self.dynamics
