@@ -58,7 +58,7 @@ def factors(trajectory: Trajectory, kl: str = "analytic") -> tuple[Tensor, Tenso
         return reconstruction, divergence
     if kl != "analytic":
         raise ValueError(f"kl should be 'analytic' or 'sample'; got {kl!r}.")
-    if not closed_form(trajectory):
+    if trajectory.kl is None or not closed_form(trajectory):
         raise ValueError("no closed-form KL between these distributions; use elbo(trajectory, kl='sample').")
     divergence = trajectory.kl.sum((0, -1)).mean(0)
     if trajectory.kl_w is not None:

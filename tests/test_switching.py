@@ -60,41 +60,41 @@ def case(expected=False, modes=S, seed=0):
 
 def dense(dynamics, weights, J, h, u):
     """Precision and linear term of the joint of z_1:T under weights (T, S) of the modes."""
-    P, l = torch.zeros(T * N, T * N).double(), torch.zeros(T * N).double()
+    P, lin = torch.zeros(T * N, T * N).double(), torch.zeros(T * N).double()
     for t in range(T):
         now, before = slice(t * N, t * N + N), slice(t * N - N, t * N)
         P[now, now] += torch.diag(J[t])
-        l[now] += h[t]
+        lin[now] += h[t]
         e = dynamics.transition if t else dynamics.first
         for k in range(len(weights[t])):
             w = weights[t, k]
             P[now, now] += w * e.precision[k]
             if not t:
-                l[now] += w * e.linear[k, :, 0]
+                lin[now] += w * e.linear[k, :, 0]
                 continue
             P[now, before] -= w * e.linear[k, :, :N]
             P[before, now] -= w * e.linear[k, :, :N].T
             P[before, before] += w * e.quadratic[k, :N, :N]
-            l[now] += w * e.linear[k, :, N:] @ u[t]
-            l[before] -= w * e.quadratic[k, :N, N:] @ u[t]
-    return P, l
+            lin[now] += w * e.linear[k, :, N:] @ u[t]
+            lin[before] -= w * e.quadratic[k, :N, N:] @ u[t]
+    return P, lin
 
 
 def dense_moments(dynamics, weights, J, h, u):
-    P, l = dense(dynamics, weights, J, h, u)
+    P, lin = dense(dynamics, weights, J, h, u)
     covariance = torch.linalg.inv(P)
-    return covariance @ l, covariance
+    return covariance @ lin, covariance
 
 
 @pytest.mark.parametrize("expected", [False, True])
 def test_states_are_those_of_the_dense_joint(expected):
     dynamics, J, h, u = case(expected)
     g = torch.Generator().manual_seed(1)
-    log_gamma = torch.randn(T, 1, S, generator=g, dtype=torch.float64).log_softmax(-1)
+    gamma = torch.randn(T, 1, S, generator=g, dtype=torch.float64).softmax(-1)
     inside = torch.ones(T, 1, dtype=torch.bool)
-    messages = _backward(_average(log_gamma.exp(), dynamics.transition, u), J, h, inside)
-    q = moments(conditionals(dynamics, log_gamma, *messages, u))
-    mean, covariance = dense_moments(dynamics, log_gamma[:, 0].exp(), J[:, 0], h[:, 0], u[:, 0])
+    messages = _backward(_average(gamma, dynamics.transition, u), J, h, inside)
+    q = moments(conditionals(dynamics, gamma, *messages, u))
+    mean, covariance = dense_moments(dynamics, gamma[:, 0], J[:, 0], h[:, 0], u[:, 0])
     close(q.mean[:, 0].flatten(), mean)
     for t in range(T):
         now, before = slice(t * N, t * N + N), slice(t * N - N, t * N)
@@ -108,7 +108,7 @@ def test_modes_are_those_of_an_enumeration(expected):
     """q(s) is proportional to exp E_q(z)[log p(s, z)], and the expectation is right at a state that is known."""
     dynamics, J, h, u = case(expected)
     q = mean_field(J, h, u, dynamics, sweeps=0)
-    z = moments(conditionals(dynamics, q.log_gamma, q.precision, q.linear, u))
+    z = moments(conditionals(dynamics, q.gamma, q.precision, q.linear, u))
     evidence = log_evidence(dynamics, z, u)[:, 0]
     paths = torch.tensor(list(itertools.product(range(S), repeat=T)))
     log_p = dynamics.log_initial[paths[:, 0]] + evidence[range(T), paths].sum(-1)
@@ -118,19 +118,19 @@ def test_modes_are_those_of_an_enumeration(expected):
     after = mean_field(J, h, u, dynamics, sweeps=1)
     for t in range(T):
         share = torch.stack([p[paths[:, t] == k].sum() for k in range(S)])
-        close(after.log_gamma[t, 0].exp(), share)
+        close(after.gamma[t, 0], share)
         if t:
             pairs = [
                 [p[(paths[:, t - 1] == j) & (paths[:, t] == k)].sum() for k in range(S)] for j in range(S)
             ]
-            close(after.log_xi[t - 1, 0].exp(), torch.tensor(pairs).double())
+            close(after.xi[t - 1, 0], torch.tensor(pairs).double())
 
 
 def test_expected_log_densities_are_averages_over_states():
     """Of samples of z, within 6 standard errors; parameters are known here."""
     dynamics, J, h, u = case()
     q = mean_field(J, h, u, dynamics)
-    chain = conditionals(dynamics, q.log_gamma, q.precision, q.linear, u)
+    chain = conditionals(dynamics, q.gamma, q.precision, q.linear, u)
     g = torch.Generator().manual_seed(3)
     z = [chain.f[0] + torch.randn(20000, 1, N, generator=g, dtype=torch.float64) @ chain.L[0].mT]
     for t in range(1, T):
@@ -150,13 +150,13 @@ def test_expected_log_densities_are_averages_over_states():
 
 def bound(dynamics, q, J, h, u):
     """E_q[log p(s, z) psi(z)] + H[q(s)] + H[q(z)], from dense joints."""
-    z = moments(conditionals(dynamics, q.log_gamma, q.precision, q.linear, u))
-    gamma, xi = q.log_gamma[:, 0].exp(), q.log_xi[:, 0].exp()
+    z = moments(conditionals(dynamics, q.gamma, q.precision, q.linear, u))
+    gamma, xi = q.gamma[:, 0], q.xi[:, 0]
     value = (gamma * log_evidence(dynamics, z, u)[:, 0]).sum()
     value = value + gamma[0] @ dynamics.log_initial + (xi * dynamics.log_transition).sum()
     zz, *_ = products(z, u)
     value = value - 0.5 * (J[:, 0] * zz[:, 0].diagonal(dim1=-2, dim2=-1)).sum() + (h * z.mean).sum()
-    entropy = -(xi * q.log_xi[:, 0]).sum() + (gamma[1:-1] * q.log_gamma[1:-1, 0]).sum()
+    entropy = -(xi * xi.log()).sum() + (gamma[1:-1] * gamma[1:-1].log()).sum()
     P, _ = dense(dynamics, gamma, J[:, 0], h[:, 0], u[:, 0])
     return value + entropy + 0.5 * (T * N * math.log(2 * math.pi * math.e) - torch.logdet(P))
 
@@ -171,9 +171,11 @@ def test_every_sweep_raises_a_lower_bound(expected):
     terms = []
     for path in itertools.product(range(S), repeat=T):
         weights = torch.nn.functional.one_hot(torch.tensor(path), S).double()
-        P, l = dense(dynamics, weights, J[:, 0], h[:, 0], u[:, 0])
+        P, lin = dense(dynamics, weights, J[:, 0], h[:, 0], u[:, 0])
         rest = (
-            0.5 * l @ torch.linalg.solve(P, l) - 0.5 * torch.logdet(P) + 0.5 * T * N * math.log(2 * math.pi)
+            0.5 * lin @ torch.linalg.solve(P, lin)
+            - 0.5 * torch.logdet(P)
+            + 0.5 * T * N * math.log(2 * math.pi)
         )
         for t, k in enumerate(path):
             e = dynamics.transition if t else dynamics.first
@@ -190,7 +192,7 @@ def test_one_mode_is_exact():
     dynamics, J, h, u = case(modes=1)
     J, h = J + 0.1, h + 0.1
     q = mean_field(J, h, u, dynamics)
-    z = moments(conditionals(dynamics, q.log_gamma, q.precision, q.linear, u))
+    z = moments(conditionals(dynamics, q.gamma, q.precision, q.linear, u))
     e = dynamics.transition
     M = torch.linalg.solve(e.precision, e.linear)[0]
     P0, Q = (torch.linalg.inv(part.precision[0]) for part in (dynamics.first, e))
@@ -216,7 +218,7 @@ def test_gradients_flow_through_the_sweeps():
 
     def f(J, h):
         q = mean_field(J, h, u, dynamics, sweeps=2)
-        return q.log_gamma.exp(), q.precision, q.linear
+        return q.gamma, q.precision, q.linear
 
     assert torch.autograd.gradcheck(f, (J.clone().requires_grad_(), h.clone().requires_grad_()))
 

@@ -25,7 +25,6 @@ from torch import Tensor
 from dynavae.exact._algebra import matvec, symmetric
 from dynavae.exact._entry import check_float, check_shape, entry
 from dynavae.exact.conjugate import ExpectedNormal
-from dynavae.exact.hmm import hmm_smoother
 
 __all__ = [
     "Conditionals",
@@ -78,13 +77,13 @@ class MeanField(NamedTuple):
     r"""Result of :func:`mean_field`.
 
     Attributes:
-        log_gamma: log q(s_t); after the end of a sequence, the prediction.
-        log_xi: log q(s_{t-1} = j, s_t = k) at index t - 2; minus infinity after the end.
-        precision, linear: what frames t, ..., T say of z_t: :math:`\exp(-\tfrac12 z^\\top J z + h^\\top z)`.
+        gamma: q(s_t); after the end of a sequence, the prediction.
+        xi: q(s_{t-1} = j, s_t = k) at index t - 2.
+        precision, linear: what frames t, ..., T say of z_t: :math:`\exp(-\tfrac12 z^\top J z + h^\top z)`.
     """
 
-    log_gamma: Float[Tensor, "T B S"]
-    log_xi: Float[Tensor, "T-1 B S S"]
+    gamma: Float[Tensor, "T B S"]
+    xi: Float[Tensor, "T-1 B S S"]
     precision: Float[Tensor, "T B n n"]
     linear: Float[Tensor, "T B n"]
 
@@ -130,27 +129,48 @@ def _average(gamma: Tensor, e: ExpectedNormal, u: Tensor) -> _Average:
 def _backward(average: _Average, J: Tensor, h: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """Messages of the frames t, ..., T about z_t; frames that are not inside say nothing."""
     n = J.shape[-1]
+    P, G, g, R, r = average
+    exists = inside[..., None, None]
+    own = torch.where(exists, torch.cat([-torch.diag_embed(J), h.unsqueeze(-1)], -1), 0.0)
+    into = torch.where(exists, torch.cat([G, g.unsqueeze(-1)], -1), 0.0)
+    back = torch.where(exists, torch.cat([-R, -r.unsqueeze(-1)], -1), 0.0)
+    last = torch.nn.functional.pad(torch.ones_like(J[0, 0, :1]), (n, 0))  # picks the column of h
+    plain = torch.cat([own[:-1] + back[1:], own[-1:]]).unbind()
+    message, rows = plain[-1], [plain[-1]]  # [-J, h]
+    for P_t, into_t, now in zip(P[1:].flip(0), into[1:].flip(0), plain[-2::-1], strict=True):
+        W = torch.linalg.cholesky(P_t - message[..., :n])  # z_t is integrated out
+        white = torch.linalg.solve_triangular(W, into_t + last * message, upper=False)
+        message = now + white[..., :n].mT @ white
+        rows.append(message)
+    messages = torch.stack(rows[::-1])
+    return -messages[..., :n], messages[..., n]
+
+
+def _modes(dynamics: SwitchingDynamics, evidence: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """q(s_t) and q(s_{t-1}, s_t), by the forward and the backward recursion in one loop, on scaled probabilities."""
     exists = inside.unsqueeze(-1)
-    nodes = list(zip(torch.diag_embed(torch.where(exists, J, 0.0)), torch.where(exists, h, 0.0), strict=True))
-    steps = list(zip(*average, exists, strict=True))
-    J_t, h_t = nodes[-1]
-    rows = [(J_t, h_t)]
-    for t in range(len(nodes) - 1, 0, -1):
-        P, G, g, R, r, more = steps[t]  # z_t is integrated out
-        solved = torch.cholesky_solve(
-            torch.cat([G, (g + h_t).unsqueeze(-1)], -1), torch.linalg.cholesky(P + J_t)
-        )
-        back = G.mT @ solved
-        J_t = nodes[t - 1][0] + torch.where(more.unsqueeze(-1), symmetric(R - back[..., :n]), 0.0)
-        h_t = nodes[t - 1][1] + torch.where(more, back[..., n] - r, 0.0)
-        rows.append((J_t, h_t))
-    precision, linear = (torch.stack(part) for part in zip(*rows[::-1], strict=True))
-    return precision, linear
+    A, start = dynamics.log_transition.exp(), dynamics.log_initial.exp()
+    e = torch.where(exists, (evidence - evidence.detach().amax(-1, keepdim=True)).exp(), 1.0)
+    both = torch.stack([e, e.flip(0)], 1).unbind()
+    counts = torch.stack(
+        [torch.ones_like(exists), exists.flip(0)], 1
+    ).unbind()  # the past goes on, the future ends
+    moves = torch.stack([A, A.mT]).unsqueeze(1)
+    state = both[0] * torch.stack([start, torch.ones_like(start)]).unsqueeze(1)
+    rows = [state / state.sum(-1, keepdim=True)]
+    for e_t, counts_t in zip(both[1:], counts[1:], strict=True):
+        state = e_t * (rows[-1].unsqueeze(-2) @ moves).squeeze(-2)
+        rows.append(torch.where(counts_t, state / state.sum(-1, keepdim=True), 1.0))
+    past, future = torch.stack(rows, 1)
+    future = future.flip(0)
+    gamma = torch.cat([start.expand_as(past[:1]), past[:-1] @ A]) * future
+    xi = past[:-1].unsqueeze(-1) * A * future[1:].unsqueeze(-2)
+    return gamma / gamma.sum(-1, keepdim=True), xi / xi.sum((-2, -1), keepdim=True)
 
 
 def conditionals(
     dynamics: SwitchingDynamics,
-    log_gamma: Float[Tensor, "T B S"],
+    gamma: Float[Tensor, "T B S"],
     precision: Float[Tensor, "T B n n"],
     linear: Float[Tensor, "T B n"],
     u: Float[Tensor, "T B r"],
@@ -160,30 +180,40 @@ def conditionals(
 
     Args:
         dynamics, u: as in :func:`mean_field`.
-        log_gamma, precision, linear: of its result.
+        gamma, precision, linear: of its result.
         start: the first frame begins the sequence; False: it, too, follows from a state before.
     """
-    gamma = log_gamma.exp()
     P, G, g, *_ = _average(gamma, dynamics.transition, u)
     if start:
         P = torch.cat([torch.einsum("bs,sij->bij", gamma[0], dynamics.first.precision)[None], P[1:]])
         g = torch.cat([torch.einsum("bs,si->bi", gamma[0], dynamics.first.linear.squeeze(-1))[None], g[1:]])
         G = torch.cat([torch.zeros_like(G[:1]), G[1:]])
-    W = torch.linalg.cholesky(P + precision)
-    solved = torch.cholesky_solve(torch.cat([G, (g + linear).unsqueeze(-1)], -1), W)
     n = linear.shape[-1]
-    return Conditionals(solved[..., :n], solved[..., n], torch.linalg.cholesky(torch.cholesky_inverse(W)))
+    eye = torch.eye(n, dtype=P.dtype, device=P.device)
+    root = torch.linalg.solve_triangular(torch.linalg.cholesky(P + precision), eye, upper=False)
+    covariance = root.mT @ root
+    moved = covariance @ torch.cat([G, (g + linear).unsqueeze(-1)], -1)
+    return Conditionals(moved[..., :n], moved[..., n], torch.linalg.cholesky(covariance))
 
 
 def moments(q: Conditionals) -> Moments:
     """Means and covariances along the chain."""
-    mean, covariance = q.f[0], q.L[0] @ q.L[0].mT
-    rows = [(mean, covariance, torch.zeros_like(covariance))]
-    for F, f, L in list(zip(*q, strict=True))[1:]:
-        cross = F @ covariance
-        mean, covariance = matvec(F, mean) + f, symmetric(cross @ F.mT + L @ L.mT)
-        rows.append((mean, covariance, cross))
-    return Moments(*(torch.stack(part) for part in zip(*rows, strict=True)))
+    n = q.f.shape[-1]
+    pad = torch.nn.functional.pad
+    one = pad(torch.ones_like(q.f[:1, :1, :1]), (n, 0))  # (0, ..., 0, 1)
+    move = torch.cat(
+        [torch.cat([q.F, q.f.unsqueeze(-1)], -1), one.unsqueeze(-2).expand(*q.f.shape[:2], 1, -1)], -2
+    )
+    noise = pad(q.L @ q.L.mT, (0, 1, 0, 1))
+    first = torch.cat([q.f[0], torch.ones_like(q.f[0, :, :1])], -1)
+    rows = [first.unsqueeze(-1) * first.unsqueeze(-2) + noise[0]]  # E[(z, 1) (z, 1)']
+    for move_t, noise_t in zip(move[1:], noise[1:], strict=True):
+        rows.append(move_t @ rows[-1] @ move_t.mT + noise_t)
+    second = torch.stack(rows)
+    mean = second[..., :n, n]
+    covariance = symmetric(second[..., :n, :n] - mean.unsqueeze(-1) * mean.unsqueeze(-2))
+    cross = torch.cat([torch.zeros_like(covariance[:1]), q.F[1:] @ covariance[:-1]])
+    return Moments(mean, covariance, cross)
 
 
 def products(q: Moments, u: Float[Tensor, "T B r"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,18 +240,17 @@ def log_evidence(
 
 
 def expected_sums(
-    log_gamma: Float[Tensor, "T B S"],
-    log_xi: Float[Tensor, "T-1 B S S"],
+    gamma: Float[Tensor, "T B S"],
+    xi: Float[Tensor, "T-1 B S S"],
     q: Moments,
     u: Float[Tensor, "T B r"],
     lengths: Int[Tensor, " B"],
     rows: Bool[Tensor, " B"] | None = None,
 ) -> ExpectedSums:
     """Sums that a natural gradient reads, under q(s) q(z); frames from `lengths` on, and rows that are False, count for nothing."""
-    T, B, _ = log_gamma.shape
-    inside = torch.arange(T, device=u.device).unsqueeze(-1) < lengths.to(u.device)
+    inside = torch.arange(len(u), device=u.device).unsqueeze(-1) < lengths.to(u.device)
     rows = torch.ones_like(inside[0]) if rows is None else rows
-    gamma = torch.where((inside & rows).unsqueeze(-1), log_gamma.exp(), 0.0)
+    gamma = torch.where((inside & rows).unsqueeze(-1), gamma, 0.0)
     zz, zw, ww = products(q, u)
     one = torch.ones_like(q.mean[:1, :, :1])
     parts = []
@@ -230,7 +259,7 @@ def expected_sums(
         (gamma[1:], (zz[1:], zw[1:], ww[1:])),
     ):
         parts.append((*(torch.einsum("tbs,tbij->sij", weight, part) for part in y), weight.sum((0, 1))))
-    pairs = torch.where(rows[:, None, None], log_xi.exp(), 0.0).sum((0, 1))
+    pairs = torch.where((inside[1:] & rows)[..., None, None], xi, 0.0).sum((0, 1))
     return ExpectedSums(*parts, gamma[0].sum(0), pairs)
 
 
@@ -284,7 +313,7 @@ def mean_field(
         ... )
         >>> z = torch.tensor([1.0, 1.0, -1.0]).reshape(3, 1, 1)
         >>> q = mean_field(torch.full_like(z, 10.0), 10 * z, z[..., :0], dynamics)
-        >>> q.log_gamma.exp()[1:, 0].round(decimals=2)
+        >>> q.gamma[1:, 0].round(decimals=2)
         tensor([[1., 0.],
                 [0., 1.]])
     """
@@ -293,15 +322,11 @@ def mean_field(
     ends = torch.full((B,), T, device=J.device) if lengths is None else lengths.to(J.device)
     inside = torch.arange(T, device=J.device).unsqueeze(-1) < ends
 
-    def modes(evidence: Tensor) -> tuple[Tensor, Tensor]:
-        q = hmm_smoother(dynamics.log_initial, dynamics.log_transition, evidence, ends)
-        return q.log_gamma, q.log_xi
+    def states(gamma: Tensor) -> tuple[Tensor, Tensor]:
+        return _backward(_average(gamma, dynamics.transition, u), J, h, inside)
 
-    def states(log_gamma: Tensor) -> tuple[Tensor, Tensor]:
-        return _backward(_average(log_gamma.exp(), dynamics.transition, u), J, h, inside)
-
-    log_gamma, log_xi = modes(J.new_zeros(T, B, S))
+    gamma, xi = _modes(dynamics, J.new_zeros(T, B, S), inside)
     for _ in range(sweeps if S > 1 else 0):
-        q = moments(conditionals(dynamics, log_gamma, *states(log_gamma), u))
-        log_gamma, log_xi = modes(log_evidence(dynamics, q, u))
-    return MeanField(log_gamma, log_xi, *states(log_gamma))
+        q = moments(conditionals(dynamics, gamma, *states(gamma), u))
+        gamma, xi = _modes(dynamics, log_evidence(dynamics, q, u), inside)
+    return MeanField(gamma, xi, *states(gamma))

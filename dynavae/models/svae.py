@@ -11,9 +11,9 @@ from torch.nn.functional import softplus
 
 from dynavae.batch import Sequences
 from dynavae.distributions import MultivariateMixture, MultivariateNormal
-from dynavae.exact import switching
+from dynavae.exact import hmm, switching
 from dynavae.exact._algebra import matvec
-from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
 from dynavae.models._switching import FLOOR, ConjugateDynamics, Dynamics
 from dynavae.nn import Emission, frame_encoder
 from dynavae.tree import cat
@@ -186,7 +186,7 @@ class SVAE(SequentialLVM):
         """The factors of q(z)."""
         dynamics = self.dynamics.expected()
         q, u, *_ = self.infer(seen.frame, seen.u, seen.lengths)
-        parts = q.log_gamma, q.precision, q.linear
+        parts = q.gamma, q.precision, q.linear
         later = switching.conditionals(dynamics, *parts, u, start=False)
         first = switching.conditionals(dynamics, *(part[:1] for part in parts), u[:1])
         dtype, T = self.to_potentials.weight.dtype, len(u)
@@ -224,6 +224,40 @@ class SVAE(SequentialLVM):
             log_weights = log_weights + torch.where(ran, d.discount.later - 0.5 * spread, d.discount.first)
         return MultivariateMixture(log_weights, loc, scale_tril)
 
+    def recursion(
+        self, noise: Tensor, e: Chain, u: Any, c: Any, control: Tensor | None, h: tuple[Tensor, ...]
+    ) -> Unrolled:
+        """The same for all frames: a linear recurrence, and an HMM filter along what it gave."""
+        T, K, B, _ = noise.shape
+        z, started, *rest = h
+        n, F, L = self.z_dim, e.F, e.L.unsqueeze(1)
+        ran = torch.cat([started.unsqueeze(0), torch.ones_like(started).expand(T - 1, K, B, 1)])
+        L = torch.where(ran[:, :1, ..., None] > 0, L, e.L_first.unsqueeze(1))
+        drawn = matvec(L, noise[..., :n])
+        moved = torch.where(ran[:1] > 0, matvec(F[:1], z) + e.f[0], e.f_first[0]) + drawn[:1]
+        path = [moved[0].permute(1, 2, 0)]  # (B, n, K)
+        given = (e.f.unsqueeze(1) + drawn).permute(0, 2, 3, 1).unbind()
+        for F_t, given_t in zip(F.unbind()[1:], given[1:], strict=True):
+            path.append(torch.baddbmm(given_t, F_t, path[-1]))
+        found = torch.stack(path).permute(0, 3, 1, 2)
+        before = torch.cat([z.unsqueeze(0), found[:-1]])
+        q = MultivariateNormal(found - drawn, L.expand(T, K, B, n, n))
+        last = found[-1], torch.ones_like(started)
+        if self.modes == 1:
+            return Unrolled(found, q, None, (before, ran), (found,), last)
+        flat = torch.zeros_like(rest[0]).expand(T, K, B, -1)
+        p = self._mixture(
+            Past(None, (before, ran, flat), None if control is None else control.unsqueeze(1), None)
+        )
+        log_transition = self.dynamics.density().log_transition
+        filtered = hmm.hmm_filter(
+            rest[0].reshape(K * B, -1), log_transition, p.component_log_prob(found).reshape(T, K * B, -1)
+        )
+        here, ahead = (part.reshape(T, K, B, -1) for part in filtered[:2])
+        p = p._replace(log_weights=p.log_weights + ahead)
+        following = torch.logsumexp(here[-1].unsqueeze(-1) + log_transition, -2)
+        return Unrolled(found, q, p, (before, ran, ahead), (found, here), (*last, following))
+
     # --- the three conditionals -------------------------------------------------------------------------
 
     def prior(self, past: Past) -> MultivariateMixture | MultivariateNormal:
@@ -257,7 +291,7 @@ class SVAE(SequentialLVM):
             torch.Size([1, 6, 2])
         """
         q, u, *_ = self._of(batch)
-        chain = switching.conditionals(self.dynamics.expected(), q.log_gamma, q.precision, q.linear, u)
+        chain = switching.conditionals(self.dynamics.expected(), q.gamma, q.precision, q.linear, u)
         z = switching.moments(chain)
         hidden = ~batch.valid
         return States(
@@ -265,7 +299,7 @@ class SVAE(SequentialLVM):
                 v.transpose(0, 1)
                 .to(batch.x.dtype)
                 .masked_fill(hidden.reshape(*hidden.shape, *[1] * (v.ndim - 2)), torch.nan)
-                for v in (q.log_gamma.exp(), z.mean, z.covariance)
+                for v in (q.gamma, z.mean, z.covariance)
             )
         )
 
@@ -276,8 +310,8 @@ class SVAE(SequentialLVM):
     def global_statistics(self, batch: Sequences) -> switching.ExpectedSums:
         """Expected sums of a batch, which a natural gradient of q(theta) reads."""
         q, u, ends, seen = self._of(batch)
-        chain = switching.conditionals(self.dynamics.expected(), q.log_gamma, q.precision, q.linear, u)
-        return switching.expected_sums(q.log_gamma, q.log_xi, switching.moments(chain), u, ends, seen)
+        chain = switching.conditionals(self.dynamics.expected(), q.gamma, q.precision, q.linear, u)
+        return switching.expected_sums(q.gamma, q.xi, switching.moments(chain), u, ends, seen)
 
     def natural_step(self, sums: switching.ExpectedSums, rate: float) -> None:
         self._factor.natural_step(sums, rate)
