@@ -75,9 +75,9 @@ class SVAE(SequentialLVM):
 
     `conjugate=True` puts priors on the dynamics' parameters (matrix normal inverse Wishart, and Dirichlet on the chain) and
     learns q(theta) of the same families by natural gradients (`fit(..., global_lr=0.1)`), which the other parameters' optimizer
-    does not see. Messages read expected natural parameters. In training mode the prior is :math:`\exp \mathbb E_{q(\theta)}[\log
-    p]`, less KL(q(theta) || p(theta)) over the number of training sequences: summed over these, the bound is on log p(x)
-    with theta integrated out. In evaluation mode theta is the mean of q(theta), so scores compare with those of other models.
+    does not see. Messages read expected natural parameters. In training mode the prior is the exponential of
+    E log p under q(theta), less KL(q(theta) || p(theta)) over the number of training sequences: summed over these, the bound is
+    on log p(x) with theta integrated out. In evaluation mode theta is the mean of q(theta), so that scores compare with others.
 
     Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
 
