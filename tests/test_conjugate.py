@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -147,7 +148,7 @@ def test_the_bound_is_the_evidence_at_the_posterior_and_rises_towards_it():
     for _ in range(30):
         q = step(q, prior, sums(w, y), rate=0.3)
         values.append(bound(q))
-    assert all(b > a for a, b in zip(values[:-1], values[1:], strict=True) if b < float(evidence) - 1e-6)
+    assert all(b > a for a, b in itertools.pairwise(values) if b < float(evidence) - 1e-6)
     assert abs(bound(posterior) - float(evidence)) < 1e-8
     assert abs(values[-1] - float(evidence)) < 1e-3
 

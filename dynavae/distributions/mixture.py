@@ -72,9 +72,9 @@ class GaussianMixture(NamedTuple):
 class MultivariateMixture(NamedTuple):
     r""":math:`\sum_m w_m\, \mathcal N(x; \mu_m, L_m L_m^\top)`, M components with full covariances.
 
-    The last axes of `log_weights` are (M,), of `loc` (M, dim), of `scale_tril` (M, dim, dim). The weights are taken as they are:
-    where they sum to less than one, so does the density. A sample takes dim + 1 standard normals, the last of which chooses
-    the component: it is no differentiable function of the parameters.
+    The last axes of `log_weights` are (M,), of `loc` (M, dim), of `scale_tril` (M, dim, dim). The weights are taken as they
+    are: where they sum to less than one, so does the density. A sample takes dim + 1 standard normals, the last of which
+    chooses the component: it is no differentiable function of the parameters.
 
     Example:
         >>> eye = torch.eye(1).expand(2, 1, 1)

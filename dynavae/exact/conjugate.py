@@ -5,8 +5,8 @@ r"""Conjugate families of linear regressions and of class probabilities, in natu
     p(y \mid \theta) \propto \exp\langle s(y), t(\theta) \rangle
 
 The natural parameters of a conjugate prior are sums that earlier data would have left, so those of the posterior are
-:math:`\eta_0 + \sum_n s(y_n)`, and with uncertain y an expected sum takes the place of the sum. From any q the natural gradient
-of a variational bound points to that posterior:
+:math:`\eta_0 + \sum_n s(y_n)`, and with uncertain y an expected sum takes the place of the sum. From any q the natural
+gradient of a variational bound points to that posterior:
 
 .. math::
     \tilde\nabla_\eta \mathcal L = \eta_0 + \textstyle\sum_n \mathbb E_q[s(y_n)] - \eta
@@ -116,7 +116,8 @@ class MNIW(NamedTuple):
         """The member with these natural parameters.
 
         Raises:
-            ValueError: they belong to no density: `ww` or the scale they imply is not positive definite, or `count` is at most n - 1.
+            ValueError: they belong to no density: `ww`, or the scale they imply, is not positive definite, or `count` is at
+                most n - 1.
         """
         for name, value in dict(yy=yy, yw=yw, ww=ww, count=count).items():
             check_float(name, value, like=yy)

@@ -6,9 +6,10 @@ r"""Structured mean field for switching linear dynamics: messages along the mode
     q(s)\, q(z) &\approx p(s, z) \prod_t \psi_t(z_t) \,/\, Z, \qquad
     \psi_t(z) = \exp(-\tfrac12 z^\top \mathrm{diag}(J_t)\, z + h_t^\top z)
 
-Each factor is the best one given the other: q(s) a hidden Markov chain whose evidence is the expected log-density of z under each
-mode, q(z) a linear-Gaussian chain whose natural parameters are averages over the modes. Both are exact by messages, and every
-update raises :math:`\mathbb E_q[\log p(s, z) \psi(z)] + H[q(s)] + H[q(z)]`, a lower bound on log Z. With one mode q(z) is exact.
+Each factor is the best one given the other: q(s) a hidden Markov chain whose evidence is the expected log-density of z under
+each mode, q(z) a linear-Gaussian chain whose natural parameters are averages over the modes. Both are exact by messages, and
+every update raises :math:`\mathbb E_q[\log p(s, z) \psi(z)] + H[q(s)] + H[q(z)]`, a lower bound on log Z. With one mode q(z)
+is exact.
 
 References: Ghahramani and Hinton, Variational Learning for Switching State-Space Models, 2000; Johnson et al., 2016,
 arXiv:1603.06277, section 4.
@@ -247,7 +248,7 @@ def expected_sums(
     lengths: Int[Tensor, " B"],
     rows: Bool[Tensor, " B"] | None = None,
 ) -> ExpectedSums:
-    """Sums that a natural gradient reads, under q(s) q(z); frames from `lengths` on, and rows that are False, count for nothing."""
+    """Sums that a natural gradient reads, under q(s) q(z); frames from `lengths` on and rows that are False do not count."""
     inside = torch.arange(len(u), device=u.device).unsqueeze(-1) < lengths.to(u.device)
     rows = torch.ones_like(inside[0]) if rows is None else rows
     gamma = torch.where((inside & rows).unsqueeze(-1), gamma, 0.0)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from dynavae.distributions import MultivariateNormal
+from dynavae.exact._algebra import matvec
 from dynavae.exact.conjugate import MNIW, Dirichlet, ExpectedNormal, step
 from dynavae.exact.switching import ExpectedSums, SwitchingDynamics
 
@@ -80,6 +82,30 @@ class Dynamics(nn.Module):
         m0, L0, M, L, *chain = (part.double() for part in self.density()[:-1])  # type: ignore[union-attr]
         first = ExpectedNormal.known(m0.unsqueeze(-1), L0.square())
         return SwitchingDynamics(first, ExpectedNormal.known(M, L.square()), *chain)
+
+
+class Transitions(NamedTuple):
+    """q(z_t | z_{t-1}) = N(F z + f, L L'), and the same of a first frame, which follows nothing: all (T, B, ...)."""
+
+    F: Tensor
+    f: Tensor
+    L: Tensor
+    f_first: Tensor
+    L_first: Tensor
+
+    def path(self, z: Tensor, ran: Tensor, noise: Tensor) -> tuple[Tensor, MultivariateNormal]:
+        """z_1:T from standard normals (T, K, B, n), and what each was drawn from; `ran`: whether z (K, B, n) goes before."""
+        T, K, B, n = noise.shape
+        first = torch.where(ran[:1, ..., None], self.L[0], self.L_first[0])
+        L = torch.cat([first.unsqueeze(0), self.L[1:].unsqueeze(1)])
+        drawn = matvec(L, noise)
+        start = torch.where(ran, matvec(self.F[0], z) + self.f[0], self.f_first[0]) + drawn[0]
+        path = [start.permute(1, 2, 0)]  # (B, n, K)
+        given = (self.f.unsqueeze(1) + drawn).permute(0, 2, 3, 1).unbind()
+        for F_t, given_t in zip(self.F.unbind()[1:], given[1:], strict=True):
+            path.append(torch.baddbmm(given_t, F_t, path[-1]))
+        found = torch.stack(path).permute(0, 3, 1, 2)
+        return found, MultivariateNormal(found - drawn, L.expand(T, K, B, n, n))
 
 
 class Factor(NamedTuple):

@@ -14,9 +14,9 @@ from dynavae.distributions import MultivariateMixture, MultivariateNormal
 from dynavae.exact import hmm, switching
 from dynavae.exact._algebra import matvec
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
-from dynavae.models._switching import FLOOR, ConjugateDynamics, Dynamics
+from dynavae.models._switching import FLOOR, ConjugateDynamics, Dynamics, Transitions
 from dynavae.nn import Emission, frame_encoder
-from dynavae.tree import cat
+from dynavae.tree import cat, shifted
 
 
 class Potentials(NamedTuple):
@@ -24,16 +24,6 @@ class Potentials(NamedTuple):
 
     J: Tensor  # (T, B, z_dim), positive
     h: Tensor  # (T, B, z_dim)
-
-
-class Chain(NamedTuple):
-    """q(z_t | z_{t-1}) = N(F z + f, L L'), and the same of a first frame, all (T, B, ...)."""
-
-    F: Tensor
-    f: Tensor
-    L: Tensor
-    f_first: Tensor
-    L_first: Tensor
 
 
 class States(NamedTuple):
@@ -63,21 +53,21 @@ class SVAE(SequentialLVM):
         q(z \mid x) &\propto \exp\big\{\mathbb E_{q(s)}[\log p(z \mid s)]\big\} \textstyle\prod_t \psi(z_t; x_t), \qquad
         \psi(z; x) = \exp\big(-\tfrac12 z^\top \mathrm{diag}(J(x))\, z + h(x)^\top z\big)
 
-    A recognition network gives each frame a Gaussian potential. With one mode, inference is then exact, by messages backward in
-    time: :math:`q(z_t \mid z_{t-1}, x_{t:T})` fuses the transition with what the future says. With more, q(s) q(z) is found by
-    `sweeps` of structured mean field (:func:`dynavae.exact.switching.mean_field`), through which gradients flow. A missing
-    frame has no potential.
+    A recognition network gives each frame a Gaussian potential; a missing one has none. With one mode, inference is then
+    exact, by messages backward in time: :math:`q(z_t \mid z_{t-1}, x_{t:T})` fuses the transition with what the future says.
+    With more, q(s) q(z) is found by `sweeps` of structured mean field, :func:`dynavae.exact.switching.mean_field`, through
+    which gradients flow.
 
     **The modes are summed out of the bound.** They are discrete, so the prior of the engine is
     :math:`p(z_t \mid z_{<t}) = \sum_k p(s_t = k \mid z_{<t})\, p(z_t \mid z_{t-1}, s_t = k)`, a mixture whose weights are an
-    exact HMM filter along z, kept in `past.h`. The bound E[log p(x | z) + log p(z) - log q(z)] is thus at least the paper's, which
-    loses KL(q(s) || p(s | z)), and q(s) only serves to find q(z). :meth:`states` gives both.
+    exact HMM filter along z, kept in `past.h`. The bound E[log p(x | z) + log p(z) - log q(z)] is thus at least the paper's,
+    which loses KL(q(s) || p(s | z)), and q(s) only serves to find q(z). :meth:`states` gives both.
 
     `conjugate=True` puts priors on the dynamics' parameters (matrix normal inverse Wishart, and Dirichlet on the chain) and
-    learns q(theta) of the same families by natural gradients (`fit(..., global_lr=0.1)`), which the other parameters' optimizer
-    does not see. Messages read expected natural parameters. In training mode the prior is the exponential of
-    E log p under q(theta), less KL(q(theta) || p(theta)) over the number of training sequences: summed over these, the bound is
-    on log p(x) with theta integrated out. In evaluation mode theta is the mean of q(theta), so that scores compare with others.
+    learns q(theta) of the same families by natural gradients (`fit(..., global_lr=0.1)`), not by the optimizer. Messages
+    read expected natural parameters. In training mode log p(z) is its expectation under q(theta), less KL(q(theta) || p(theta))
+    over the number of training sequences: summed over these, the bound is on log p(x) with theta integrated out. In
+    evaluation mode theta is the mean of q(theta), so that scores compare with those of other models.
 
     Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
 
@@ -182,7 +172,7 @@ class SVAE(SequentialLVM):
         q = switching.mean_field(J, h, u, self.dynamics.expected(), ends, self.sweeps)
         return Inference(q, u, ends, seen.any(0))
 
-    def evidence(self, seen: Evidence) -> Chain:
+    def evidence(self, seen: Evidence) -> Transitions:
         """The factors of q(z)."""
         dynamics = self.dynamics.expected()
         q, u, *_ = self.infer(seen.frame, seen.u, seen.lengths)
@@ -191,7 +181,7 @@ class SVAE(SequentialLVM):
         first = switching.conditionals(dynamics, *(part[:1] for part in parts), u[:1])
         dtype, T = self.to_potentials.weight.dtype, len(u)
         starts = (part.expand(T, *part.shape[1:]) for part in first[1:])
-        return Chain(*(part.to(dtype) for part in (*later, *starts)))
+        return Transitions(*(part.to(dtype) for part in (*later, *starts)))
 
     # --- the recursion: z_{t-1}, whether there was one, and log p(s_t | z_<t) -----------------------------
 
@@ -225,23 +215,14 @@ class SVAE(SequentialLVM):
         return MultivariateMixture(log_weights, loc, scale_tril)
 
     def recursion(
-        self, noise: Tensor, e: Chain, u: Any, c: Any, control: Tensor | None, h: tuple[Tensor, ...]
+        self, noise: Tensor, e: Transitions, u: Any, c: Any, control: Tensor | None, h: tuple[Tensor, ...]
     ) -> Unrolled:
         """The same for all frames: a linear recurrence, and an HMM filter along what it gave."""
         T, K, B, _ = noise.shape
         z, started, *rest = h
-        n, F, L = self.z_dim, e.F, e.L.unsqueeze(1)
         ran = torch.cat([started.unsqueeze(0), torch.ones_like(started).expand(T - 1, K, B, 1)])
-        L = torch.where(ran[:, :1, ..., None] > 0, L, e.L_first.unsqueeze(1))
-        drawn = matvec(L, noise[..., :n])
-        moved = torch.where(ran[:1] > 0, matvec(F[:1], z) + e.f[0], e.f_first[0]) + drawn[:1]
-        path = [moved[0].permute(1, 2, 0)]  # (B, n, K)
-        given = (e.f.unsqueeze(1) + drawn).permute(0, 2, 3, 1).unbind()
-        for F_t, given_t in zip(F.unbind()[1:], given[1:], strict=True):
-            path.append(torch.baddbmm(given_t, F_t, path[-1]))
-        found = torch.stack(path).permute(0, 3, 1, 2)
-        before = torch.cat([z.unsqueeze(0), found[:-1]])
-        q = MultivariateNormal(found - drawn, L.expand(T, K, B, n, n))
+        found, q = e.path(z, started > 0, noise[..., : self.z_dim])
+        before = shifted(z, found)
         last = found[-1], torch.ones_like(started)
         if self.modes == 1:
             return Unrolled(found, q, None, (before, ran), (found,), last)
@@ -269,7 +250,7 @@ class SVAE(SequentialLVM):
     def likelihood(self, present: Present) -> Any:
         return self.p_x(self.decoder(present.h[0]))
 
-    def posterior(self, past: Past, e: Chain) -> MultivariateNormal:
+    def posterior(self, past: Past, e: Transitions) -> MultivariateNormal:
         z, ran = past.h[0], past.h[1] > 0
         loc = torch.where(ran, matvec(e.F, z) + e.f, e.f_first)
         return MultivariateNormal(loc, torch.where(ran[..., :1, :, :, None], e.L, e.L_first))
