@@ -28,8 +28,8 @@ from dynavae.loading import loader, to_data
 from dynavae.model import SequentialLVM
 from dynavae.nn.heads import EmissionHead
 from dynavae.parallel import layout, main_process
+from dynavae.plan import check_fits
 from dynavae.resume import prepare
-from dynavae.scan import check_fits
 from dynavae.schedules import Row, kl_weight, learning_rate
 
 __all__ = [

@@ -170,6 +170,20 @@ def test_kl_of_a_class_without_probability_is_finite():
     torch.testing.assert_close(q.kl(p), torch.tensor([math.log(2)]))
 
 
+def test_power_spectrum_has_first_and_second_derivatives():
+    y = torch.randn(3, 1, 2, requires_grad=True)
+    x = torch.rand(3, 4, 2, requires_grad=True)
+
+    def log_prob(y, x):
+        return D.PowerSpectrum(y).log_prob(x)
+
+    assert torch.allclose(log_prob(y, x), (-math.log(math.pi) - y - x * torch.exp(-y)).sum(-1), **CLOSE)
+    assert torch.autograd.gradcheck(log_prob, (y, x))
+    assert torch.autograd.gradgradcheck(log_prob, (y, x))
+    rows = torch.func.vmap(torch.func.grad(lambda y: log_prob(y, x[0, 0]).sum()))(y[:, 0])
+    assert torch.allclose(rows, x[0, 0] * torch.exp(-y[:, 0]) - 1, **CLOSE)
+
+
 def test_power_spectrum_takes_no_logarithm_of_the_data():
     p = D.PowerSpectrum(torch.zeros(3))
     assert float(p.log_prob(torch.zeros(3))) == pytest.approx(-3 * math.log(math.pi))
