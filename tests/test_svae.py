@@ -346,6 +346,37 @@ def test_a_conjugate_factor_learns_a_rotation():
     assert abs(angle - 0.4) < 0.05
 
 
+def turning(B, T, seed):
+    """A point on a circle turns by 0.8, or back by 0.5, a frame, seen through a network; and which of the two it did."""
+    g = torch.Generator().manual_seed(seed)
+    modes = torch.randint(2, (B, 1), generator=g)
+    modes = (modes + (torch.rand(B, T, generator=g) < 0.06).cumsum(1)) % 2
+    angle = 2 * math.pi * torch.rand(B, 1, generator=g) + torch.tensor([0.8, -0.5])[modes].cumsum(1)
+    z = torch.stack([angle.cos(), angle.sin()], -1)
+    wide, narrow = torch.randn(2, 8, generator=g), torch.randn(8, 6, generator=g) / 8**0.5
+    return torch.tanh(1.5 * z @ wide) @ narrow + 0.05 * torch.randn(B, T, 6, generator=g), modes
+
+
+@pytest.mark.slow
+def test_switching_times_are_found_behind_a_network():
+    """Networks learn with one mode; then two part, and label held-out sequences almost as they were simulated."""
+    x, truth = turning(80, 25, seed=0)
+    options = dict(batch_size=20, lr=0.02, global_lr=0.3, progress=False, accelerator="cpu")
+    model = dict(x_dim=6, z_dim=2, layers=(32,), emission={"emission": "gaussian", "scale": "shared"})
+    torch.manual_seed(1)
+    one = SVAE(**model, conjugate=True)
+    fit(one, x[:60], epochs=60, kl_warmup=30, kl_start=0.01, **options)
+    two = SVAE(**model, conjugate=True, modes=2, sweeps=2)
+    networks = {k: v for k, v in one.state_dict().items() if not k.startswith("dynamics.")}
+    two.load_state_dict(networks, strict=False)
+    fit(two, x[:60], epochs=30, calibrate=False, **options)
+    test = Sequences.from_arrays(x[60:])
+    found = two.states(test).modes.argmax(-1)[:, 1:]  # the first frame has moved from nowhere
+    agreement = float((found == truth[60:, 1:]).float().mean())
+    assert max(agreement, 1 - agreement) > 0.9
+    assert score(two, test, particles=10).nats_per_frame < score(one, test, particles=10).nats_per_frame - 0.5
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [

@@ -65,9 +65,12 @@ class SVAE(SequentialLVM):
 
     `conjugate=True` puts priors on the dynamics' parameters (matrix normal inverse Wishart, and Dirichlet on the chain) and
     learns q(theta) of the same families by natural gradients (`fit(..., global_lr=0.1)`), not by the optimizer. Messages
-    read expected natural parameters. In training mode log p(z) is its expectation under q(theta), less KL(q(theta) || p(theta))
-    over the number of training sequences: summed over these, the bound is on log p(x) with theta integrated out. In
+    read expected natural parameters. In training mode log p(z) is its expectation under q(theta), less the share of one
+    training sequence in KL(q(theta) || p(theta)): summed over all, the bound is on log p(x) with theta integrated out. In
     evaluation mode theta is the mean of q(theta), so that scores compare with those of other models.
+
+    Modes part most readily once the networks are there: train one mode, hand on `encoder`, `to_potentials`, `decoder` and
+    `p_x` (`load_state_dict(..., strict=False)`), and train on with more modes, conjugate.
 
     Reads: ``p(z_t | z_{t-1})  p(x_t | z_t)  q(z_t | x_{t:T}, z_{t-1})``
 
