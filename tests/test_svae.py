@@ -207,6 +207,21 @@ def test_tasks(conjugate):
     assert smooth(model, x, samples=20).mean.isfinite().all()
 
 
+@pytest.mark.parametrize("modes", [1, 2])
+def test_mixed_precision_is_for_the_networks_only(modes):
+    torch.manual_seed(0)
+    model, x = SVAE(x_dim=2, z_dim=2, modes=modes, sweeps=1, layers=(8,)), torch.randn(4, 6, 2)
+    batch = Sequences.from_arrays(x)
+    noise = noise_for(model, batch, 2)
+    noise = type(noise)(*(None if a is None else a.float() for a in noise))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run = scan(model, batch, particles=2, noise=noise)
+        chain = run.q
+    for part in (run.z, run.log_prior, run.log_proposal, chain.loc):
+        assert part.dtype == torch.float32
+    close(chain.log_prob(run.z), run.log_proposal)  # the path is that of its own distribution, to float32
+
+
 # --- the conjugate factor -----------------------------------------------------------------------------------
 
 
@@ -349,17 +364,24 @@ def test_a_conjugate_factor_learns_a_rotation():
 def turning(B, T, seed):
     """A point on a circle turns by 0.8, or back by 0.5, a frame, seen through a network; and which of the two it did."""
     g = torch.Generator().manual_seed(seed)
-    modes = torch.randint(2, (B, 1), generator=g)
-    modes = (modes + (torch.rand(B, T, generator=g) < 0.06).cumsum(1)) % 2
-    angle = 2 * math.pi * torch.rand(B, 1, generator=g) + torch.tensor([0.8, -0.5])[modes].cumsum(1)
-    z = torch.stack([angle.cos(), angle.sin()], -1)
-    wide, narrow = torch.randn(2, 8, generator=g), torch.randn(8, 6, generator=g) / 8**0.5
-    return torch.tanh(1.5 * z @ wide) @ narrow + 0.05 * torch.randn(B, T, 6, generator=g), modes
+    modes = [torch.randint(2, (B,), generator=g)]
+    for _ in range(T - 1):
+        turns = torch.rand(B, generator=g) < 0.06
+        modes.append(torch.where(turns, 1 - modes[-1], modes[-1]))
+    s = torch.stack(modes, 1)
+    angle = 6.28 * torch.rand(B, 1, generator=g) + torch.tensor([0.8, -0.5])[s].cumsum(1)
+    z = torch.stack([angle.cos(), angle.sin()], -1) + 0.02 * torch.randn(B, T, 2, generator=g)
+    wide = torch.tanh(1.5 * z @ torch.randn(2, 8, generator=g))
+    x = wide @ (torch.randn(8, 6, generator=g) / 8**0.5)
+    return x + 0.05 * torch.randn(B, T, 6, generator=g), s
 
 
 @pytest.mark.slow
 def test_switching_times_are_found_behind_a_network():
-    """Networks learn with one mode; then two part, and label held-out sequences almost as they were simulated."""
+    """Networks learn with one mode; then two part, and label held-out sequences almost as they were simulated.
+
+    With other seeds it may end in a local optimum, whose bound is worse.
+    """
     x, truth = turning(80, 25, seed=0)
     options = dict(batch_size=20, lr=0.02, global_lr=0.3, progress=False, accelerator="cpu")
     model = dict(x_dim=6, z_dim=2, layers=(32,), emission={"emission": "gaussian", "scale": "shared"})
@@ -369,7 +391,7 @@ def test_switching_times_are_found_behind_a_network():
     two = SVAE(**model, conjugate=True, modes=2, sweeps=2)
     networks = {k: v for k, v in one.state_dict().items() if not k.startswith("dynamics.")}
     two.load_state_dict(networks, strict=False)
-    fit(two, x[:60], epochs=30, calibrate=False, **options)
+    fit(two, x[:60], epochs=20, calibrate=False, **options)
     test = Sequences.from_arrays(x[60:])
     found = two.states(test).modes.argmax(-1)[:, 1:]  # the first frame has moved from nowhere
     agreement = float((found == truth[60:, 1:]).float().mean())

@@ -298,7 +298,7 @@ def mean_field(
     Args:
         J, h: node potentials; 0 where nothing is observed.
         u: regressors beside z_{t-1}: controls, and a constant 1 for an offset.
-        dynamics: of S modes.
+        dynamics: of S modes; log-probabilities are finite: nothing is impossible.
         lengths: frames of each sequence; default T. What comes after is integrated out.
         sweeps: updates of q(s); with one mode there is nothing to update.
 

@@ -14,6 +14,7 @@ from dynavae.distributions import MultivariateMixture, MultivariateNormal
 from dynavae.exact import hmm, switching
 from dynavae.exact._algebra import matvec
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM, Unrolled
+from dynavae.models._mixed import exactly
 from dynavae.models._switching import FLOOR, ConjugateDynamics, Dynamics, Transitions
 from dynavae.nn import Emission, frame_encoder
 from dynavae.tree import cat, shifted
@@ -209,11 +210,14 @@ class SVAE(SequentialLVM):
         z, started, *rest = past.h
         d, ran = self.dynamics.density(), started > 0
         w = cat(z, past.control, torch.ones_like(started))
-        loc = torch.where(ran.unsqueeze(-1), torch.einsum("...k,snk->...sn", w, d.M), d.m0)
+        with exactly(z):
+            moved = torch.einsum("...k,snk->...sn", w, d.M)
+        loc = torch.where(ran.unsqueeze(-1), moved, d.m0)
         scale_tril = torch.where(ran[..., :1, :, :, None, None], d.L, d.L0)
         log_weights = rest[0] if rest else torch.zeros_like(started)
         if d.discount is not None:
-            spread = torch.einsum("...k,skl,...l->...s", w, d.discount.spread, w)
+            with exactly(z):
+                spread = torch.einsum("...k,skl,...l->...s", w, d.discount.spread, w)
             log_weights = log_weights + torch.where(ran, d.discount.later - 0.5 * spread, d.discount.first)
         return MultivariateMixture(log_weights, loc, scale_tril)
 
@@ -224,7 +228,8 @@ class SVAE(SequentialLVM):
         T, K, B, _ = noise.shape
         z, started, *rest = h
         ran = torch.cat([started.unsqueeze(0), torch.ones_like(started).expand(T - 1, K, B, 1)])
-        found, q = e.path(z, started > 0, noise[..., : self.z_dim])
+        with exactly(z):
+            found, q = e.path(z, started > 0, noise[..., : self.z_dim])
         before = shifted(z, found)
         last = found[-1], torch.ones_like(started)
         if self.modes == 1:
@@ -255,7 +260,8 @@ class SVAE(SequentialLVM):
 
     def posterior(self, past: Past, e: Transitions) -> MultivariateNormal:
         z, ran = past.h[0], past.h[1] > 0
-        loc = torch.where(ran, matvec(e.F, z) + e.f, e.f_first)
+        with exactly(z):
+            loc = torch.where(ran, matvec(e.F, z) + e.f, e.f_first)
         return MultivariateNormal(loc, torch.where(ran[..., :1, :, :, None], e.L, e.L_first))
 
     # --- the states, and the global factor ----------------------------------------------------------------
