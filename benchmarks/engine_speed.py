@@ -1,6 +1,6 @@
 """Speed of the engine against the plain loop over t, and against the matrix products alone.
 
-    python benchmarks/engine_speed.py [--threads N] [--models VRNN,DKF] [--sizes 128x50,32x150] [--repeats 5] [--out FILE]
+    python benchmarks/engine_speed.py [--threads N] [--models VRNN,DKF] [--sizes 128x50,32x150] [--repeats 5] [--no-growth]
 
 Four models of the speech literature (x 257, z 16, LSTM of 128, hidden layers of their papers, gamma likelihood of a power
 spectrum), float32. `loop_ms` is the same mathematics with the same weights and noise written in the usual way
@@ -248,6 +248,18 @@ def pipeline(repeats: int) -> dict[str, Any]:
     }
 
 
+def save(path: Path, records: list[dict[str, Any]]) -> None:
+    """In place of what the file has of the same measurements; it holds those at several numbers of threads."""
+
+    def what(record: dict[str, Any]) -> tuple[Any, ...]:
+        names = ("threads", "task", "model", "batch", "steps", "grows", "particles", "h_dim")
+        return tuple(record.get(name) for name in names)
+
+    new = {what(record) for record in records}
+    old = json.loads(path.read_text()) if path.exists() else []
+    write_json(path, [record for record in old if what(record) not in new] + records)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -256,6 +268,9 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(plain_loops.PLAIN))
     parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--no-growth", action="store_true", help="leave out the growth with sizes and the input pipeline"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=["engine", "plain"], help=argparse.SUPPRESS)
@@ -298,13 +313,12 @@ def main() -> None:
                     record["grad_error"] = error
                 records.append(_rounded(record) | shared)
                 print({k: v for k, v in records[-1].items() if k not in shared}, flush=True)
+                save(arguments.out, records)
     engine.close()
     plain.close()
-    records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
-    others = []
-    if arguments.out.exists():  # one file holds the measurements at several numbers of threads
-        others = [r for r in json.loads(arguments.out.read_text()) if r["threads"] != arguments.threads]
-    write_json(arguments.out, others + records)
+    if not arguments.no_growth:
+        records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
+        save(arguments.out, records)
     for task in ("train", "infer"):
         rows = [r for r in records if r["task"] == task]
         print(
