@@ -11,10 +11,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dynavae import tree
 from dynavae.batch import Sequences
+from dynavae.loading import Batch
 from dynavae.model import SequentialLVM
+from dynavae.parallel import gathered
 from dynavae.tasks.capabilities import require
 
 if TYPE_CHECKING:
@@ -49,6 +52,47 @@ def step(model: SequentialLVM, batches: Iterable[Sequences]) -> float:
         raise ValueError("EM needs at least one batch of sequences.")
     model.maximisation(sums)
     return float(sums.log_likelihood)
+
+
+class Iteration:
+    """The expectation of an iteration, batch by batch, of a fit that may share batches with other processes, and resume."""
+
+    def __init__(self) -> None:
+        self._sums: Any = None  # of this process so far; a list of its tensors, from a checkpoint
+
+    def add(self, model: SequentialLVM, batch: Batch) -> float:
+        """Take in a batch; returns its log p(x) in nats."""
+        sums = model.expectation(batch.sequences)
+        if batch.share is not None and not batch.share.index:  # a process without a row of this batch
+            sums = tree.tree_map(torch.zeros_like, sums)
+        if isinstance(self._sums, list):
+            self._sums = _filled(sums, self._sums)
+        self._sums = add(self._sums, sums)
+        return float(sums.log_likelihood)
+
+    def finish(self, model: SequentialLVM) -> None:
+        """The maximisation, from the sums of all processes."""
+        model.maximisation(everywhere(self._sums))
+        self._sums = None
+
+    def state(self) -> list[Tensor] | None:
+        """What a checkpoint within an iteration has to hold."""
+        return self._sums if self._sums is None or isinstance(self._sums, list) else tree.leaves(self._sums)
+
+    def restore(self, state: list[Tensor] | None) -> None:
+        self._sums = state
+
+
+def everywhere(sums: Any) -> Any:
+    """A tree of sums over all processes."""
+    found = [torch.stack(parts).sum(0) for parts in zip(*gathered(tree.leaves(sums)), strict=True)]
+    return _filled(sums, found)
+
+
+def _filled(like: Any, tensors: list[Tensor]) -> Any:
+    """A tree with these tensors in place of its own."""
+    found = iter(tensors)
+    return tree.tree_map(lambda a: next(found).to(a), like)
 
 
 def choose_start(model: SequentialLVM, data: Any, starts: int = 1, seed: int = 0) -> float | None:
