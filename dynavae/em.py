@@ -72,8 +72,7 @@ class Iteration:
 
     def finish(self, model: SequentialLVM) -> None:
         """The maximisation, from the sums of all processes."""
-        total = [torch.stack(parts).sum(0) for parts in zip(*gathered(tree.leaves(self._sums)), strict=True)]
-        model.maximisation(_filled(self._sums, total))
+        model.maximisation(everywhere(self._sums))
         self._sums = None
 
     def state(self) -> list[Tensor] | None:
@@ -82,6 +81,12 @@ class Iteration:
 
     def restore(self, state: list[Tensor] | None) -> None:
         self._sums = state
+
+
+def everywhere(sums: Any) -> Any:
+    """A tree of sums over all processes."""
+    found = [torch.stack(parts).sum(0) for parts in zip(*gathered(tree.leaves(sums)), strict=True)]
+    return _filled(sums, found)
 
 
 def _filled(like: Any, tensors: list[Tensor]) -> Any:

@@ -11,9 +11,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from dynavae import tree
 from dynavae.averaging import WeightAverage
 from dynavae.diagnostics import Totals
-from dynavae.em import Iteration
+from dynavae.em import Iteration, everywhere
 from dynavae.loading import Batch
 from dynavae.loss import Loss
 from dynavae.model import SequentialLVM
@@ -48,6 +49,9 @@ class Learner(LightningModule):
         freeze_until: epoch up to which they do.
         ema: decay per update of a moving average of the weights, such as 0.998; validation, the best weights and the
             model that `fit` returns are then those of the average, see :class:`~dynavae.averaging.WeightAverage`.
+        global_lr: step of the natural gradient for a model with a conjugate factor of global parameters, such as
+            SVAE(conjugate=True), in (0, 1]; default 0.1. At each update of the other parameters its natural
+            parameters move by global_lr times (the prior's + expected sums of all training sequences - themselves).
         tolerance: of "em": stop when an iteration gains less, in nats per frame of the training data; None never does.
         starts: of "em": try so many starts from the data, and go on from the best, see :func:`dynavae.fit_em`.
         seed: of all noise.
@@ -83,6 +87,7 @@ class Learner(LightningModule):
         freeze: Sequence[str] = (),
         freeze_until: Real = 0.0,
         ema: Real | None = None,
+        global_lr: Real | None = None,
         tolerance: Real | None = None,
         starts: int = 1,
         seed: int = 0,
@@ -100,6 +105,14 @@ class Learner(LightningModule):
             raise ValueError(
                 "objective='em' has no updates to average and hides nothing: leave ema and hide_rate."
             )
+        if global_lr is not None and not model.conjugate:
+            raise ValueError(
+                f"global_lr is a step of the natural gradient of a conjugate factor, which this {type(model).__name__} has "
+                "not: leave it out, or take SVAE(conjugate=True)."
+            )
+        if global_lr is not None and not 0 < global_lr <= 1:
+            raise ValueError(f"global_lr should be in (0, 1]; got {global_lr}.")
+        self.global_lr: Real = 0.1 if global_lr is None else global_lr
         one_of("optimizer", optimizer, tuple(OPTIMIZERS))
         one_of("lr_schedule", lr_schedule, SCHEDULES)
         at_least("lr_warmup", lr_warmup, 0)
@@ -123,6 +136,7 @@ class Learner(LightningModule):
         self.average = None if ema is None else WeightAverage(model, ema)
         self.automatic_optimization = self.loss.truncate is None and not self.by_em
         self.tolerance, self.starts = tolerance, starts
+        self._toward: Any = None  # where the natural gradient of a conjugate factor leads
         self.iteration = Iteration()
         self._nats_before = math.inf  # per frame, of the iteration before
         self.summary: Row = {}
@@ -143,6 +157,10 @@ class Learner(LightningModule):
         optimizer = kind(
             self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=True
         )
+        if self.model.conjugate:
+            optimizer.register_step_post_hook(
+                lambda *_: self.model.natural_step(self._toward, float(self.global_lr))
+            )
         if self.average is not None:
             average = self.average
             optimizer.register_step_post_hook(lambda *_: average.update())
@@ -156,6 +174,8 @@ class Learner(LightningModule):
         return batch.to(device, next(self.model.parameters()).dtype)
 
     def on_train_start(self) -> None:
+        if self.model.conjugate:
+            self.model.begin_global(self._sequences)
         if self.average is not None:
             self.average.start()
 
@@ -188,6 +208,8 @@ class Learner(LightningModule):
             group["lr"] = rate
         self.summary.update({"kl_weight": self.loss.kl_weight_at(epoch), "lr": rate})
         seed = seed_for(self.seed, self.current_epoch, batch_idx)
+        if self.model.conjugate:
+            self._toward = self._expect(batch)
         parts = together(self.loss.parts(batch.sequences, epoch, seed, batch.share), batch.share, self.device)
         loss = None
         if not self.loss.truncate:
@@ -234,6 +256,27 @@ class Learner(LightningModule):
     def running_loss(self) -> float:
         """The loss per frame since the epoch began."""
         return self._train.per_frame("loss") if self._train.frames else math.nan
+
+    @property
+    def _sequences(self) -> int:
+        """How many sequences, or pieces of them, an epoch has."""
+        loader: Any = self.trainer.train_dataloader
+        batches = getattr(loader.sampler, "batches", None)
+        return int(getattr(batches, "size", len(loader.dataset)))
+
+    @torch.no_grad()
+    def _expect(self, batch: Batch) -> Any:
+        """Expected sums over all training sequences, as this batch has them: where a natural gradient leads."""
+        training = self.model.training
+        self.model.eval()  # without dropout
+        sums, rows = self.model.global_statistics(batch.sequences), len(batch.sequences)
+        self.model.train(training)
+        if batch.share is not None:
+            rows = batch.share.sequences
+            if not batch.share.index:  # a process without a row of this batch
+                sums = tree.tree_map(torch.zeros_like, sums)
+        scale = self._sequences / rows
+        return tree.tree_map(lambda a: scale * a, everywhere(sums))
 
     def on_train_batch_end(self, *_: Any) -> None:
         self._elapsed = time.perf_counter() - self._started

@@ -30,6 +30,7 @@ from dynavae.nn.mlp import MLP
 from dynavae.tree import cat
 
 if TYPE_CHECKING:
+    from dynavae.batch import Sequences
     from dynavae.tasks.streaming import Stream
 
 
@@ -98,6 +99,7 @@ class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see :class:`~dynavae.closed_forms.ClosedForms`.
+        conjugate: global parameters have a conjugate factor, moved by natural gradients; see `natural_step`.
         closed_form_em: `expectation` and `maximisation` fit it by EM; it may depend on options, then `__init__` sets it.
 
     Attributes set by ``__init__``: `x_dim, z_dim, w_dim, control_dim, emission, config`.
@@ -112,6 +114,7 @@ class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
     per_step_likelihood: bool = True
     discrete_latent: bool = False
     exact: bool = False
+    conjugate: bool = False
     closed_form_em: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named constructor options that the laws also run on, beside the defaults."""
@@ -263,6 +266,20 @@ class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
     def latent_values(self, z: Tensor) -> Tensor:
         """z as numbers that may be averaged: one-hot codes where z is a class."""
         return z
+
+    # --- for models with a conjugate factor of global parameters ------------------------------------------
+
+    def begin_global(self, sequences: int) -> None:
+        """How many training sequences share KL(q(theta) || p(theta))."""
+        raise TypeError(f"{type(self).__name__} has no conjugate factor.")
+
+    def global_statistics(self, batch: Sequences) -> Any:
+        """Expected sums of a batch under q(z): a tree of tensors that add up over batches."""
+        raise TypeError(f"{type(self).__name__} has no conjugate factor.")
+
+    def natural_step(self, sums: Any, rate: float) -> None:
+        """Move q(theta) by `rate` along its natural gradient, given the sums of all training sequences."""
+        raise TypeError(f"{type(self).__name__} has no conjugate factor.")
 
     # --- frame by frame -------------------------------------------------------------------------------
 

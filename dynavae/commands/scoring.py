@@ -37,7 +37,7 @@ def evaluate(
         bound, _, k = text.partition("-")
         if k and not k.isdigit():
             raise ValueError(f"a bound looks like elbo, iwae-100 or fivo-64; got {text!r}.")
-        kl = "sample" if net.exact else "analytic"
+        kl = "sample" if net.exact else "auto"
         scored = tasks.score(
             net, splits, bound, int(k or 1), split=split, kl=kl, batch_size=batch_size, seed=seed
         ).to_dict()

@@ -28,6 +28,8 @@ class MultivariateNormal(NamedTuple):
         return self.scale_tril.square().sum(-1).sqrt().expand_as(self.loc)
 
     def sample(self, noise: Tensor) -> Tensor:
+        """Of more noise than coordinates (a mixture takes one number more) the first is read."""
+        noise = noise[..., : self.loc.shape[-1]]
         return self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
