@@ -1,7 +1,7 @@
 """Levels, trends and seasons of classic series
 
 A structural time series is a sum of components that walk: a level, a slope, a season, the effect of an input. As a
-state-space model its likelihood is exact, with gaps; its variances are fitted by EM, by gradient, or by both one after the other.
+state-space model its likelihood is exact, with gaps; its variances are fitted by EM, by gradient, or by both in turn.
 """
 
 # %%
@@ -51,8 +51,8 @@ plt.show()
 
 # %%
 # Carbon dioxide on Mauna Loa, monthly, with months missing at the start: a trend and a season of twelve months. The model
-# reads the first 25 years, fills their gaps, and forecasts ten more, which are known. The slope's variance is so small that EM
-# would crawl: it starts, and quasi-Newton steps on log p(x) finish (`polish`).
+# reads the first 25 years, fills their gaps, and forecasts ten more, which are known. The slope's variance is so small that
+# EM would crawl: it starts, and quasi-Newton steps on log p(x) finish (`polish`).
 
 co2, seen, horizon = load_classic("co2"), 298, 120
 values = co2.x[:, :seen] - 330
