@@ -29,9 +29,9 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of a tree, in order."""
-    found: list[Tensor] = []
-    tree_map(found.append, tree)
-    return found
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple) else []
 
 
 def stack(trees: Sequence[Any]) -> Any:

@@ -163,13 +163,6 @@ def noise_for(
     return draw(model, batch.steps, particles, len(batch), x=True, resample=resample, generator=generator)
 
 
-def leaves(value: Any) -> list[Tensor]:
-    """The tensors of a tree."""
-    found: list[Tensor] = []
-    tree.tree_map(found.append, value)
-    return found
-
-
 def compare(
     law: str,
     model: SequentialLVM,
@@ -183,7 +176,7 @@ def compare(
     if not tree.same_structure(a, b):
         kinds = f"{type(a).__name__}, {type(b).__name__}"
         raise AssertionError(f"{describe(model)} breaks '{law}': {what} differs in kind: {kinds}.")
-    for i, (first, second) in enumerate(zip(leaves(a), leaves(b), strict=True)):
+    for i, (first, second) in enumerate(zip(tree.leaves(a), tree.leaves(b), strict=True)):
         if broadcast:
             first, second = torch.broadcast_tensors(first, second)
         if first.shape != second.shape:

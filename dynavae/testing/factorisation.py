@@ -17,7 +17,7 @@ from dynavae.model import Past, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized
 from dynavae.scan import State, Trajectory, scan
-from dynavae.testing.cases import leaves, require, sequences, small
+from dynavae.testing.cases import require, sequences, small
 
 STEPS, ROWS = 6, 3
 
@@ -72,8 +72,8 @@ class ReadsPrior(Amortized):
     def __call__(self, model: SequentialLVM, past: Past, e: Any, informed: Tensor | None) -> Any:
         prior = tree.tree_map(lambda a: a.detach().clone().requires_grad_(a.is_floating_point()), past.prior)
         q = model.posterior(past._replace(prior=prior), e)
-        value = sum(a.sum() for a in leaves(q) if a.requires_grad)
-        into = [a for a in leaves(prior) if a.requires_grad]
+        value = sum(a.sum() for a in tree.leaves(q) if a.requires_grad)
+        into = [a for a in tree.leaves(prior) if a.requires_grad]
         if isinstance(value, Tensor) and into:
             grads = torch.autograd.grad(value, into, retain_graph=True, allow_unused=True)
             self.reads |= any(g is not None for g in grads)
@@ -156,7 +156,7 @@ def numbers(trajectory: Trajectory) -> dict[str, Tensor]:
     factors = {"prior": trajectory.p_z, "likelihood": trajectory.p_x, "posterior": trajectory.q.q}
     out = {}
     for name, factor in factors.items():
-        found = [a.reshape(STEPS, -1) for a in leaves(factor) if a.is_floating_point()]
+        found = [a.reshape(STEPS, -1) for a in tree.leaves(factor) if a.is_floating_point()]
         out[name] = torch.cat(found, 1)
     return out
 
