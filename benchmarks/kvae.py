@@ -1,23 +1,24 @@
 """Missing and future frames of simulated videos: the KVAE against other models of its size.
 
     python benchmarks/kvae.py --search                         # settings, on the validation split of box
-    python benchmarks/kvae.py --data box --seeds 0 1 2         # trains what is not yet in runs/kvae, then scores
+    python benchmarks/kvae.py --search --data pong             # sizes of codes, on the validation split of pong
+    python benchmarks/kvae.py --epochs 16 --seeds 0 1 2        # trains what is not yet in runs/kvae, then scores
     python benchmarks/kvae.py --data gravity polygon pong --epochs 5
 
 Every model has perceptrons of the same widths around its latents and sees the same training videos as often; the
 best epoch on the validation split is kept.
 
-**How settings are chosen.** Four settings of each model (`CANDIDATES` of `video_models.py`) are trained on box for 5 epochs,
-seed 0. The one with the fewest wrong pixels in a random gap of 50 %, on the first 100 *validation* videos, is taken; the bound
-is recorded beside it. Pong, where two paddles move too, then has three numbers of coordinates of a frame's code (`SIZES`),
-chosen in the same way, for the two models whose codes are that small. Nothing else is tuned, and the test split is
-scored with the chosen settings only.
+**How settings are chosen.** Four settings of each model (`CANDIDATES` of `video_models.py`) are trained on box for
+5 epochs, seed 0. The one with the fewest wrong pixels in a random gap of 50 %, on the first 100 *validation* videos,
+is taken; the bound is recorded beside it. Pong, where two paddles move too, then has three numbers of coordinates
+of a frame's code (`SIZES`), chosen in the same way, for the two models whose codes are that small. Nothing else is
+tuned, and the test split is scored with the chosen settings only.
 
-Scores are of the first 200 test videos: the share of pixels of unseen frames that are wrong, after rounding the expected image.
-"VAE" fills a gap by straight lines between the codes of the frames around it (after the last seen frame: along its last step). The KVAE
-has two rows: rounded means over 30 sampled paths, as the other models, and the decoded smoothed mean of a_t, as in the paper; a
-third one draws straight lines between its codes. Writes benchmarks/results/kvae.json and kvae_search.json, one record per
-data, model and seed.
+Scores are of the first 200 test videos: the share of pixels of unseen frames that are wrong, after rounding the
+expected image. "VAE" fills a gap by straight lines between the codes of the frames around it (after the last seen
+frame: along its last step). The KVAE has two rows: rounded means over 30 sampled paths, as the other models, and the
+decoded smoothed mean of a_t, as in the paper; a third one draws straight lines between its codes.
+Writes benchmarks/results/kvae.json, one record per data, model, seed and gap, and kvae_search.json.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
         dict(lr=0.005, beta=3.3333),
         dict(lr=0.003, beta=3.3333),
         dict(lr=0.005),
-        dict(lr=0.005, beta=3.3333, **HIDE),
+        dict(lr=0.007, beta=3.3333),
     ],
     "VAE": [dict(lr=0.003), dict(lr=0.001), dict(lr=0.005), dict(lr=0.003, beta=3.3333)],
     "DKF": [
@@ -52,8 +52,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     ],
     "VRNN": [dict(lr=0.003), dict(lr=0.001), dict(lr=0.003, hide_rate=0.3), dict(lr=0.003, beta=3.3333)],
 }
-"""Four for each, on the box: a first one, another learning rate, and without or with `beta` and hidden frames (the VAE has
-nothing to learn from hidden frames: a third learning rate)."""
+"""Four for each, on box: learning rates, and the weight of the KL; for rivals that may learn from hidden frames, those too."""
 
 SIZES: dict[str, list[dict[str, Any]]] = {
     "KVAE": [dict(z_dim=2, state_dim=4), dict(z_dim=3, state_dim=6), dict(z_dim=4, state_dim=8)],
