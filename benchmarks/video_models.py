@@ -52,7 +52,7 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
     ],
     "VRNN": [dict(lr=0.003), dict(lr=0.001), dict(lr=0.003, hide_rate=0.3), dict(lr=0.003, beta=3.3333)],
 }
-"""Four for each, on box: learning rates, and the weight of the KL; for rivals that may learn from hidden frames, those too."""
+"""Four for each, on box: learning rates, the weight of the KL, and hidden frames for rivals that may learn from them."""
 
 SIZES: dict[str, list[dict[str, Any]]] = {
     "KVAE": [dict(z_dim=2, state_dim=4), dict(z_dim=3, state_dim=6), dict(z_dim=4, state_dim=8)],
