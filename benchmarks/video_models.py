@@ -42,7 +42,8 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
         for name in ("VAE", "DKF", "VRNN")
     },
 }
-"""For each a first one, another learning rate and another weight of the KL."""
+CANDIDATES["DKF"].append(dict(lr=0.003, beta=1.0, hide_rate=0.0, score_hidden=False))
+"""For each a first one, another learning rate and another weight of the KL; the DKF also without hidden frames."""
 
 SIZES: dict[str, list[dict[str, Any]]] = {
     "KVAE": [dict(z_dim=2, state_dim=4), dict(z_dim=3, state_dim=6), dict(z_dim=4, state_dim=8)],
