@@ -15,7 +15,7 @@ is taken; the bound is recorded beside it. Pong, where two paddles move too, the
 a frame's code (`SIZES`), chosen in the same way, for the two models whose codes are that small. Nothing else is
 tuned, and the test split is scored with the chosen settings only.
 
-Scores are of the first 200 test videos: the share of pixels of unseen frames that are wrong, after rounding the
+Scores are of the first `--videos` test videos: the share of pixels of unseen frames that are wrong, after rounding the
 expected image. "VAE" fills a gap by straight lines between the codes of the frames around it (after the last seen
 frame: along its last step). The KVAE has two rows: rounded means over 30 sampled paths, as the other models, and the
 decoded smoothed mean of a_t, as in the paper; a third one draws straight lines between its codes.
@@ -43,7 +43,7 @@ from dynavae import Sequences
 from dynavae.data import DataSplits, load, true_states
 
 RESULTS = ROOT / "benchmarks" / "results" / "kvae.json"
-VIDEOS = {"valid": 100, "test": 200}
+VALIDATION_VIDEOS = 100
 SAMPLES = 30
 DATA = {"box": "box", "gravity": "box_gravity", "polygon": "polygon", "pong": "pong"}
 
@@ -125,7 +125,7 @@ def wrong_pixels(image: Tensor, x: Tensor, hidden: Tensor) -> float:
 def search(data: str, name: str, epochs: int) -> list[dict[str, Any]]:
     """Every candidate of a model, trained for few epochs and scored on the validation split."""
     splits = load(DATA[data])
-    batch = splits.valid.batch(range(VIDEOS["valid"]))
+    batch = splits.valid.batch(range(VALIDATION_VIDEOS))
     hidden = gaps(batch.steps, len(batch.x))["impute", "random 50 %"]
     found = []
     for setting in (CANDIDATES if data == "box" else SIZES)[name]:
@@ -143,7 +143,7 @@ def search(data: str, name: str, epochs: int) -> list[dict[str, Any]]:
             seed=0,
             split="valid",
             data_sha256=splits.sha256,
-            videos=VIDEOS["valid"],
+            videos=VALIDATION_VIDEOS,
             paths=SAMPLES,
             **json.loads((folder / "done.json").read_text()),
             command=f"python benchmarks/kvae.py --search --data {data} --models {name} --epochs {epochs}",
@@ -156,14 +156,14 @@ def search(data: str, name: str, epochs: int) -> list[dict[str, Any]]:
     return found
 
 
-def records(data: str, name: str, epochs: int, seed: int) -> list[dict[str, Any]]:
+def records(data: str, name: str, epochs: int, seed: int, videos: int) -> list[dict[str, Any]]:
     """One model with the setting that the search chose, scored on the test split."""
     splits = load(DATA[data])
     training, sizes = best("box", name), {} if data == "box" else best(data, name)
     model, folder = trained(name, data, splits, epochs, seed, training, sizes)
     start = time.perf_counter()
     bound = dynavae.score(model, splits, split="test")
-    batch = splits.test.batch(range(VIDEOS["test"]))
+    batch = splits.test.batch(range(videos))
     r2 = r2_position(model, name, splits)
     common = dict(
         data=data,
@@ -177,10 +177,11 @@ def records(data: str, name: str, epochs: int, seed: int) -> list[dict[str, Any]
         epochs=epochs,
         setting={**training, **sizes},
         **json.loads((folder / "done.json").read_text()),
-        videos=VIDEOS["test"],
+        videos=videos,
         paths=SAMPLES,
         hardware=f"{platform.machine()}, 1 thread",
-        command=f"python benchmarks/kvae.py --data {data} --models {shlex.quote(name)} --epochs {epochs} --seeds {seed}",
+        command=f"python benchmarks/kvae.py --data {data} --models {shlex.quote(name)} --epochs {epochs} "
+        f"--seeds {seed} --videos {videos}",
     )
     found = []
     for (task, gap), hidden in gaps(batch.steps, len(batch.x)).items():
@@ -191,10 +192,10 @@ def records(data: str, name: str, epochs: int, seed: int) -> list[dict[str, Any]
     return found
 
 
-def floors(data: str) -> list[dict[str, Any]]:
+def floors(data: str, videos: int) -> list[dict[str, Any]]:
     """An image without anything that moves, and the last frame seen."""
     splits = load(DATA[data])
-    batch = splits.test.batch(range(VIDEOS["test"]))
+    batch = splits.test.batch(range(videos))
     still = torch.from_numpy(np.concatenate(splits.train.x[:500])).float().mean(0) > 0.5
     common = dict(
         data=data,
@@ -203,8 +204,8 @@ def floors(data: str) -> list[dict[str, Any]]:
         seed=None,
         split="test",
         data_sha256=splits.sha256,
-        videos=VIDEOS["test"],
-        command=f"python benchmarks/kvae.py --data {data}",
+        videos=videos,
+        command=f"python benchmarks/kvae.py --data {data} --videos {videos}",
     )
     found = []
     for (task, gap), hidden in gaps(batch.steps, len(batch.x)).items():
@@ -231,7 +232,7 @@ def keep(path: Path, made: list[dict[str, Any]], keys: tuple[str, ...]) -> None:
     path.write_text(json.dumps(sorted(kept, key=place), indent=1) + "\n")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -239,18 +240,20 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS))
     parser.add_argument("--epochs", type=int, help="default: 20, and 5 of the search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--videos", type=int, default=200, help="test videos whose gaps are filled")
     parser.add_argument("--search", action="store_true", help="try settings, on the validation split")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     for data in options.data:
         if options.search:
             for name in options.models or (CANDIDATES if data == "box" else SIZES):
                 keep(SEARCH, search(data, name, options.epochs or 5), ("data", "model"))
             continue
-        keep(RESULTS, floors(data), ("data", "model", "seed"))
+        keep(RESULTS, floors(data, options.videos), ("data", "model", "seed"))
         for seed in options.seeds:
             for name in options.models or MODELS:
-                keep(RESULTS, records(data, name, options.epochs or 20, seed), ("data", "model", "seed"))
+                made = records(data, name, options.epochs or 20, seed, options.videos)
+                keep(RESULTS, made, ("data", "model", "seed"))
 
 
 if __name__ == "__main__":
