@@ -74,31 +74,53 @@ def trained(
     seed: int,
     training: dict[str, Any],
     sizes: dict[str, Any],
+    starts: int = 1,
 ) -> tuple[Any, Path]:
-    """The best epoch of a model on the validation split; from runs/kvae if it is there."""
+    """The best epoch of a model on the validation split; from runs/kvae if it is there.
+
+    Args:
+        starts: initial weights that are tried for one epoch; training begins anew from those with the best validation bound.
+    """
+    kind, options = MODELS[name]
+    options = {**options, **sizes}
+    fixed = dict(lr_warmup=0.5, progress=False, tensorboard=False, seed=seed, **FIXED[family(name)])
+    fixed |= training
+    if "freeze" in fixed:  # a quarter of the time
+        fixed["freeze_until"] = epochs / 4
+
+    def start(i: int) -> Any:
+        torch.manual_seed(seed + 100 * i)
+        return dynavae.MODELS[kind](x_dim=splits.x_dim, control_dim=splits.control_dim, **options)
+
     said = "".join(f"-{k}{v}" for k, v in {**training, **sizes}.items())
     folder = RUNS / f"{data}-{name.replace(', ', '-')}-{epochs}-{seed}{said}"
+    bounds: list[float] = []
+    if starts > 1:
+        tried = folder.with_name(f"{folder.name}-starts.json")
+        if not tried.is_file():
+            for i in range(starts):
+                made = dynavae.fit(
+                    start(i), splits.train, splits.valid, epochs=1, lr_schedule="constant", **fixed
+                )
+                bounds.append(round(made.best["valid/nats_per_frame"], 2))
+            tried.write_text(json.dumps(bounds))
+        bounds = json.loads(tried.read_text())
+    first = bounds.index(min(bounds)) if bounds else 0
+    folder = folder if first == 0 else folder.with_name(f"{folder.name}-start{first}")
     if not (folder / "done.json").is_file():
-        kind, options = MODELS[name]
-        options = {**FIXED[family(name)], **training}, {**options, **sizes}
-        if "freeze" in options[0]:  # a quarter of the time
-            options[0]["freeze_until"] = epochs / 4
-        torch.manual_seed(seed)
-        model = dynavae.MODELS[kind](x_dim=splits.x_dim, control_dim=splits.control_dim, **options[1])
         made = dynavae.fit(
-            model,
+            start(first),
             splits.train,
             splits.valid,
             epochs=epochs,
             out_dir=folder,
-            seed=seed,
             lr_schedule="cosine",
-            lr_warmup=0.5,
-            progress=False,
-            tensorboard=False,
             resume=(folder / "training.json").is_file(),
-            **options[0],
+            **fixed,
         )
         done = dict(training_seconds=round(made.seconds), best_epoch=int(made.best["epoch"]))
         (folder / "done.json").write_text(json.dumps(done))
+    if bounds:
+        done = json.loads((folder / "done.json").read_text())
+        (folder / "done.json").write_text(json.dumps({**done, "starts": bounds}))
     return dynavae.load(folder / "best"), folder
