@@ -1,13 +1,15 @@
 """Speed of the engine against the plain loop over t, and against the matrix products alone.
 
-    python benchmarks/engine_speed.py [--threads N] [--models VRNN,DKF] [--sizes 128x50,32x150] [--repeats 5] [--out FILE]
+    python benchmarks/engine_speed.py [--threads N] [--models VRNN,DKF] [--sizes 128x50,32x150] [--repeats 5] [--no-growth]
 
 Four models of the speech literature (x 257, z 16, LSTM of 128, hidden layers of their papers, gamma likelihood of a power
 spectrum), float32. `loop_ms` is the same mathematics with the same weights and noise written in the usual way
 (`plain_loops.py`, everything in the loop); `whole_ms` has the recurrences over x alone in one call of nn.LSTM. `gemm_ms` is
-the floating point operations of the plain step's matrix products at this machine's rate for 1024 x 1024 matrices. Repeats
-are interleaved, medians are kept, ratio = loop_ms / fast_ms. Gradients of both are compared first (`grad_error`, relative to
-the largest entry of each parameter's gradient); above 1e-5 in float64 the program stops.
+the floating point operations of the plain step's matrix products at this machine's rate for 1024 x 1024 matrices. The
+engine and the plain loop have a process each: the engine's keeps freed memory, as `fit` does, which would slow some plain
+loops down. They take turns of one step to warm up and one that counts; medians are kept, ratio = loop_ms / fast_ms.
+Gradients of both are compared first (`grad_error`, relative to the largest entry of each parameter's gradient); above 1e-5
+in float64 the program stops.
 `peak_mb`: greatest resident memory of one training step above what the process held before it.
 """
 
@@ -64,6 +66,9 @@ class Case:
         x = self.batch.x.transpose(0, 1)
         return -plain_loops.PLAIN[self.name](self.model, x, self.noise.z[:, 0], whole).mean()
 
+    def whole(self) -> Tensor:
+        return self.plain(True)
+
     def train(self, loss: Callable[[], Tensor]) -> float:
         """Seconds of one forward and backward pass."""
         self.model.zero_grad()
@@ -88,7 +93,7 @@ class Case:
         parameters = list(self.model.parameters())
         grads = [
             torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
-            for loss in (self.fast, self.plain, lambda: self.plain(True))
+            for loss in (self.fast, self.plain, self.whole)
         ]
         return max(
             float((a - b).abs().max() / b.abs().max().clamp(min=1e-12))
@@ -108,18 +113,58 @@ def gemm_rate() -> float:
     return 2 * 1024**3 / statistics.median(times)
 
 
-def compare(task: str, case: Case, repeats: int) -> dict[str, float]:
-    run = case.train if task == "train" else case.infer
+class Worker:
+    """A process that takes steps when it is asked to."""
+
+    def __init__(self, kind: str, threads: int) -> None:
+        command = [sys.executable, __file__, "--worker", kind, "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def ask(self, *words: Any) -> float:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(*words, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def work() -> None:
+    """What a worker does: `case VRNN 32 150`, then `train fast` or `infer plain`; it answers with seconds."""
+    case: Case | None = None
+    for line in sys.stdin:
+        task, *words = line.split()
+        if task == "case":
+            name, batch, steps = words
+            case = Case(name, int(batch), int(steps))
+            print(0.0, flush=True)
+        else:
+            assert case is not None
+            run = getattr(case, task)
+            way = getattr(case, words[0])
+            run(way)  # the other process had the caches
+            print(run(way), flush=True)
+
+
+def compare(
+    task: str, name: str, batch: int, steps: int, repeats: int, engine: Worker, plain: Worker
+) -> dict[str, float]:
+    case = Case(name, batch, steps)
     with FlopCounterMode(display=False) as counter:
-        run(case.plain)
-    ways = {"fast_ms": case.fast, "loop_ms": case.plain, "whole_ms": lambda: case.plain(True)}
+        (case.train if task == "train" else case.infer)(case.plain)
+    del case
+    for worker in (engine, plain):
+        worker.ask("case", name, batch, steps)
+    ways = {"fast_ms": (engine, "fast"), "loop_ms": (plain, "plain"), "whole_ms": (plain, "whole")}
     times: dict[str, list[float]] = {key: [] for key in ways}
     rates = []
-    for repeat in range(repeats + 1):  # the first warms up
-        for key, way in ways.items():
-            seconds = run(way)
-            if repeat:
-                times[key].append(seconds)
+    for _ in range(repeats):
+        for key, (worker, way) in ways.items():
+            time.sleep(0.05)  # until the other process's threads no longer wait for work
+            times[key].append(worker.ask(task, way))
+        time.sleep(0.05)
         rates.append(gemm_rate())
     out = {key: 1e3 * statistics.median(values) for key, values in times.items()}
     gemm = 1e3 * counter.get_total_flops() / statistics.median(rates)
@@ -203,6 +248,18 @@ def pipeline(repeats: int) -> dict[str, Any]:
     }
 
 
+def save(path: Path, records: list[dict[str, Any]]) -> None:
+    """In place of what the file has of the same measurements; it holds those at several numbers of threads."""
+
+    def what(record: dict[str, Any]) -> tuple[Any, ...]:
+        names = ("threads", "task", "model", "batch", "steps", "grows", "particles", "h_dim")
+        return tuple(record.get(name) for name in names)
+
+    new = {what(record) for record in records}
+    old = json.loads(path.read_text()) if path.exists() else []
+    write_json(path, [record for record in old if what(record) not in new] + records)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -211,23 +268,31 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(plain_loops.PLAIN))
     parser.add_argument("--sizes", default=SIZES)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--no-growth", action="store_true", help="leave out the growth with sizes and the input pipeline"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=["engine", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    kept = keep_freed_memory()  # as fit does; for both ways
+    kept = arguments.worker != "plain" and keep_freed_memory()
+    if arguments.worker:
+        work()
+        return
     if arguments.peak:
         name, batch, steps, way = arguments.peak.split(",")
         print(measure_peak(name, int(batch), int(steps), way))
         return
     shared = {
         "threads": arguments.threads,
-        "allocator": "freed memory kept, as fit does" if kept else "as it is",
+        "allocator": "the engine's keeps freed memory, as fit does" if kept else "as it is",
         "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
         "command": f"python benchmarks/engine_speed.py --threads {arguments.threads}",
     }
     records: list[dict[str, Any]] = []
+    engine, plain = (Worker(kind, arguments.threads) for kind in ("engine", "plain"))
     for name in arguments.models.split(","):
         error = Case(name, 4, 7).double().error()
         if error > 1e-5:
@@ -237,11 +302,9 @@ def main() -> None:
         for size in arguments.sizes.split(","):
             batch, steps = map(int, size.split("x"))
             for task in ("train", "infer"):
-                case = Case(name, batch, steps)
                 record: dict[str, Any] = {"task": task, "model": name, "batch": batch, "steps": steps}
-                record |= compare(
-                    task, case, arguments.repeats if steps < 500 else max(arguments.repeats // 2, 1)
-                )
+                repeats = arguments.repeats if steps < 500 else max(arguments.repeats // 2, 1)
+                record |= compare(task, name, batch, steps, repeats, engine, plain)
                 if task == "train":
                     record |= {
                         "peak_mb": peak_mb(name, batch, steps, "fast"),
@@ -250,11 +313,12 @@ def main() -> None:
                     record["grad_error"] = error
                 records.append(_rounded(record) | shared)
                 print({k: v for k, v in records[-1].items() if k not in shared}, flush=True)
-    records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
-    others = []
-    if arguments.out.exists():  # one file holds the measurements at several numbers of threads
-        others = [r for r in json.loads(arguments.out.read_text()) if r["threads"] != arguments.threads]
-    write_json(arguments.out, others + records)
+                save(arguments.out, records)
+    engine.close()
+    plain.close()
+    if not arguments.no_growth:
+        records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
+        save(arguments.out, records)
     for task in ("train", "infer"):
         rows = [r for r in records if r["task"] == task]
         print(

@@ -2,14 +2,17 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exact_speed.py [--repeats 15] [--out benchmarks/results/exact_speed.json]
 
-A model that is the same at all steps, complete data, float64 for everybody, one thread. Everybody starts from arrays
+A model that is the same at all steps, float64 for everybody, one thread; complete data, and in one case frames missing
+at random, others in each sequence: NaN for us and statsmodels; dynamax has no missing data and gets a variance of 1e12
+there (its likelihood is then off by a constant). Everybody starts from arrays
 in memory and returns all moments of all sequences, and, for the gradient, the gradient of the summed log-likelihood
 with respect to m0, P0, A, Q, C, R. dynamax (JAX) is jitted over the batch (vmap), which shares covariances too, and
 its compilation is not counted. statsmodels and filterpy have no batches: a loop over sequences; and no gradient:
 central differences of statsmodels' log-likelihood, timed as two per free entry, from two evaluations. The
 pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer than --slow seconds run
 once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of resident memory in
-MiB of one call, after one on little data, in a fresh process (Linux).
+MiB of one call, after one on little data, in a fresh process (Linux). The process that is timed keeps freed memory, for
+everybody, as one that runs `dynavae.fit` does; else the time of pages that the kernel clears is a matter of who ran before.
 
 Rivals that are not installed (dynamax, filterpy, statsmodels) are left out, with a line that says so.
 """
@@ -34,10 +37,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 import numpy as np
 import torch
 
+from dynavae.allocator import keep_freed_memory
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.likelihood import log_likelihood
 
-SIZES = [(1, 1000, 4), (64, 1000, 4), (64, 200, 16), (1000, 100, 4)]
+Size = tuple[int, int, int, float]
+SIZES: list[Size] = [
+    (1, 1000, 4, 0.0), (64, 1000, 4, 0.0), (64, 200, 16, 0.0), (1000, 100, 4, 0.0), (64, 200, 4, 0.2)
+]  # fmt: skip
 OUT = Path(__file__).parent / "results" / "exact_speed.json"
 Run = Callable[[], object]
 
@@ -81,16 +88,28 @@ def dynamax(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
     def params(v: dict[str, Any]) -> Any:
         return make_lgssm_params(v["m0"], v["P0"], v["A"], v["Q"], v["C"], v["R"])
 
-    smooth = jax.jit(lambda v, data: jax.vmap(lambda e: lgssm_smoother(params(v), e))(data))
+    gone = jax.numpy.isnan(data)
+    if bool(gone.any()):  # it knows no missing data: a variance so large that the frame says nothing
+        data = jax.numpy.where(gone, 0.0, data)
+        vague = jax.numpy.where(gone.any(-1), 1e12, 0.0)[..., None, None] * jax.numpy.eye(x.shape[-1])
 
-    def total(v: dict[str, Any], data: Any) -> Any:
-        return jax.vmap(lambda e: lgssm_filter(params(v), e).marginal_loglik)(data).sum()
+        def each(run: Any, v: dict[str, Any]) -> Any:
+            return jax.vmap(lambda e, extra: run(params(v | {"R": v["R"] + extra}), e))(data, vague)
+    else:
+
+        def each(run: Any, v: dict[str, Any]) -> Any:
+            return jax.vmap(lambda e: run(params(v), e))(data)
+
+    smooth = jax.jit(lambda v: each(lgssm_smoother, v))
+
+    def total(v: dict[str, Any]) -> Any:
+        return each(lgssm_filter, v).marginal_loglik.sum()
 
     gradient = jax.jit(jax.value_and_grad(total))
     v = {name: jax.numpy.asarray(value) for name, value in p.items()}
     return {
-        "filter+smoother": lambda: jax.block_until_ready(smooth(v, data)),
-        "filter+gradient": lambda: jax.block_until_ready(gradient(v, data)),
+        "filter+smoother": lambda: jax.block_until_ready(smooth(v)),
+        "filter+gradient": lambda: jax.block_until_ready(gradient(v)),
     }
 
 
@@ -154,17 +173,23 @@ def numpy_loop(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
     return {"filter+smoother": lambda: [one(row) for row in x]}
 
 
+WITHOUT_GAPS = ("filterpy", "numpy loop")
 RIVALS = {"dynamax": dynamax, "statsmodels": statsmodels, "filterpy": filterpy, "numpy loop": numpy_loop}
 
 
-def data(B: int, T: int, d: int) -> np.ndarray:
-    return np.random.default_rng(1).normal(size=(B, T, d // 2))
+def data(B: int, T: int, d: int, missing: float = 0.0) -> np.ndarray:
+    """Noise; each sequence misses other frames, NaN."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(B, T, d // 2))
+    if missing:
+        x[rng.random((B, T)) < missing] = np.nan
+    return x
 
 
-def _peak(name: str, size: tuple[int, int, int], task: str, queue: Any) -> None:
+def _peak(name: str, size: Size, task: str, queue: Any) -> None:
     torch.set_num_threads(1)
     maker = ours if name == "dynavae" else RIVALS[name]
-    maker(model(size[2]), data(1, 10, size[2])).get(task, int)()  # imports
+    maker(model(size[2]), data(1, 10, *size[2:])).get(task, int)()  # imports
     run = maker(model(size[2]), data(*size))[task]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _resident("VmRSS")
@@ -178,7 +203,7 @@ def _resident(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def memory(name: str, size: tuple[int, int, int], task: str) -> float:
+def memory(name: str, size: Size, task: str) -> float:
     """Peak increase in MiB of the first call, compilation included where there is one."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -195,11 +220,13 @@ def seconds(run: Run) -> float:
     return said if isinstance(said, float) else time.perf_counter() - start
 
 
-def compare(size: tuple[int, int, int], repeats: int, slow: float) -> list[dict[str, Any]]:
+def compare(size: Size, repeats: int, slow: float) -> list[dict[str, Any]]:
     """Records of every task and rival at one size."""
-    B, T, d = size
+    B, T, d, missing = size
     runs = {"dynavae": ours(model(d), data(*size))}
     for name, maker in RIVALS.items():
+        if missing and name in WITHOUT_GAPS:
+            continue
         try:
             runs[name] = maker(model(d), data(*size))
         except ImportError as missing:
@@ -220,7 +247,7 @@ def compare(size: tuple[int, int, int], repeats: int, slow: float) -> list[dict[
         medians = {name: 1e3 * statistics.median(seen) for name, seen in times.items()}
         for name, ms in medians.items():
             records.append({
-                "task": task, "batch": B, "steps": T, "dim": d, "rival": name, "ms": round(ms, 2),
+                "task": task, "batch": B, "steps": T, "dim": d, "missing": missing, "rival": name, "ms": round(ms, 2),
                 "ratio": round(ms / medians["dynavae"], 2), "repeats": len(times[name]),
                 "memory_mib": memory(name, size, task) if times[name][0] < slow else None,
             })  # fmt: skip
@@ -247,6 +274,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     records = [record for size in SIZES for record in compare(size, args.repeats, args.slow)]
     args.out.parent.mkdir(exist_ok=True)
     shared = {

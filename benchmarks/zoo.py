@@ -30,7 +30,7 @@ OPTIONS: dict[str, list[str]] = {
     "GMM": [*EM, "--model.states", "16", "--model.min_scale", "0.1"],
     "PPCA": [*EM, *DENSITY],
     "FactorAnalysis": [*EM, *DENSITY],
-    "SLDS": ["--model.h_dim", "16", "--model.min_scale", "0.1"],
+    "SLDS": ["--model.h_dim", "16", "--model.min_scale", "0.1", "--lr", "0.03"],
 }
 
 
@@ -92,9 +92,9 @@ def main() -> int:
     kept = {r["model"]: r for r in json.loads(path.read_text())} if path.is_file() else {}
     for name in arguments.models.split(","):  # only these rows are made anew
         kept[name] = run(name, arguments.epochs, arguments.out, arguments.seed)
-    records = [kept[name] for name in MODELS if name in kept]
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(records, indent=1) + "\n")
+        records = [kept[name] for name in MODELS if name in kept]
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(records, indent=1) + "\n")
     print(
         table(
             records,

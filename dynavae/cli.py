@@ -1,7 +1,7 @@
 """The command line: `dynavae fit | evaluate | generate | forecast | impute | report | list`.
 
 Options come from constructor and function signatures through jsonargparse; `--config FILE.yaml` holds any
-of them. What the commands do is in `commands.py`.
+of them. What the commands do is in `commands`.
 """
 
 from __future__ import annotations

@@ -11,16 +11,19 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dynavae import tree
 from dynavae.batch import Sequences
+from dynavae.loading import Batch
 from dynavae.model import SequentialLVM
+from dynavae.parallel import gathered
 from dynavae.tasks.capabilities import require
 
 if TYPE_CHECKING:
     from dynavae.training import FitResult
 
-__all__ = ["add", "choose_start", "fit_em", "step"]
+__all__ = ["add", "choose_start", "fit_em", "polish", "step"]
 
 TRIAL = 10
 """Iterations after which several starts are compared."""
@@ -49,6 +52,47 @@ def step(model: SequentialLVM, batches: Iterable[Sequences]) -> float:
         raise ValueError("EM needs at least one batch of sequences.")
     model.maximisation(sums)
     return float(sums.log_likelihood)
+
+
+class Iteration:
+    """The expectation of an iteration, batch by batch, of a fit that may share batches with other processes, and resume."""
+
+    def __init__(self) -> None:
+        self._sums: Any = None  # of this process so far; a list of its tensors, from a checkpoint
+
+    def add(self, model: SequentialLVM, batch: Batch) -> float:
+        """Take in a batch; returns its log p(x) in nats."""
+        sums = model.expectation(batch.sequences)
+        if batch.share is not None and not batch.share.index:  # a process without a row of this batch
+            sums = tree.tree_map(torch.zeros_like, sums)
+        if isinstance(self._sums, list):
+            self._sums = _filled(sums, self._sums)
+        self._sums = add(self._sums, sums)
+        return float(sums.log_likelihood)
+
+    def finish(self, model: SequentialLVM) -> None:
+        """The maximisation, from the sums of all processes."""
+        model.maximisation(everywhere(self._sums))
+        self._sums = None
+
+    def state(self) -> list[Tensor] | None:
+        """What a checkpoint within an iteration has to hold."""
+        return self._sums if self._sums is None or isinstance(self._sums, list) else tree.leaves(self._sums)
+
+    def restore(self, state: list[Tensor] | None) -> None:
+        self._sums = state
+
+
+def everywhere(sums: Any) -> Any:
+    """A tree of sums over all processes."""
+    found = [torch.stack(parts).sum(0) for parts in zip(*gathered(tree.leaves(sums)), strict=True)]
+    return _filled(sums, found)
+
+
+def _filled(like: Any, tensors: list[Tensor]) -> Any:
+    """A tree with these tensors in place of its own."""
+    found = iter(tensors)
+    return tree.tree_map(lambda a: next(found).to(a), like)
 
 
 def choose_start(model: SequentialLVM, data: Any, starts: int = 1, seed: int = 0) -> float | None:
@@ -91,6 +135,79 @@ def choose_start(model: SequentialLVM, data: Any, starts: int = 1, seed: int = 0
     return best
 
 
+def polish(model: SequentialLVM, data: Any, iterations: int = 200) -> float:
+    r"""Go on from where EM stopped, in place, by quasi-Newton ascent of log p(x) with its exact gradient.
+
+    EM takes steps in proportion to the share of the information that is not missing, so it crawls where the variances of
+    the states are small against the noise. L-BFGS (Liu and Nocedal, 1989) learns the curvature instead: near a maximum it
+    is faster than linear. Each step is that of a line search, and the best parameters are kept: log p(x) never falls. It is
+    no cure for a bad start, as the likelihood is not concave: run EM first.
+
+    Args:
+        model: with an exact log p(x) that can be differentiated, such as an LGSSM; best in float64.
+        data: a `SequenceDataset`, `Sequences`, an array (B, T, x_dim) or a list of (T_i, x_dim); NaN is missing.
+        iterations: of L-BFGS, at most; it stops by itself at a maximum.
+
+    Returns:
+        log p(x) of the data at the end, in nats.
+
+    Raises:
+        ValueError: a model without an exact log p(x), without a parameter to learn, or fewer than one iteration.
+
+    Example:
+        >>> from dynavae import structural_model
+        >>> from dynavae.exact.structural import level
+        >>> x = torch.randn(1, 100, 1, dtype=torch.float64).cumsum(1)
+        >>> model = structural_model(level()).double()
+        >>> before = model.exact_log_likelihood(Sequences.from_arrays(x)).item()
+        >>> polish(model, x) > before
+        True
+    """
+    from dynavae.loading import to_data
+
+    require(model, "exact")
+    if iterations < 1:
+        raise ValueError(f"iterations should be at least 1; got {iterations}.")
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            f"all parameters of this {type(model).__name__} are held; there is nothing to learn."
+        )
+    found = data if isinstance(data, Sequences) else to_data(data)
+    batch = (found if isinstance(found, Sequences) else found.batch(list(range(len(found))))).to(
+        parameters[0]
+    )
+    frames = int(batch.valid.sum())
+    best, weights = -torch.inf, model.state_dict()
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=iterations,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+    )
+
+    def loss() -> float:
+        nonlocal best, weights
+        optimizer.zero_grad()
+        total = model.exact_log_likelihood(batch).sum()
+        (-total / frames).backward()
+        value = float(total.detach())
+        if value > best:
+            best, weights = value, {k: v.clone() for k, v in model.state_dict().items()}
+        return -value / frames
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    optimizer.zero_grad()
+    model.load_state_dict(weights)
+    return best
+
+
+_polish = polish  # fit_em has an argument of that name
+
+
 def fit_em(
     model: SequentialLVM,
     train: Any,
@@ -101,6 +218,7 @@ def fit_em(
     starts: int = 1,
     start: bool = True,
     batch_size: int = 1024,
+    polish: int = 0,
     **options: Any,
 ) -> FitResult:
     """Fit a model by EM, in place: :func:`dynavae.fit` with `objective="em"`.
@@ -117,10 +235,12 @@ def fit_em(
         start: begin at a fit of the data's moments or clusters, where the model has one; False begins at the model's
             parameters. An LGSSM has one if it was built with `start="data"` or `"local_level"`.
         batch_size: sequences per E-step: memory only, the sums are those of all.
+        polish: afterwards, at most so many steps of :func:`dynavae.em.polish`, for an LGSSM whose variances are small; the
+            history of the result is that of EM. Not with `valid` or `out_dir`.
         **options: of :func:`dynavae.fit`: out_dir, patience, seed, progress, resume, ...
 
     Raises:
-        ValueError, TypeError: as :func:`dynavae.fit`; and for a model without an M-step.
+        ValueError, TypeError: as :func:`dynavae.fit`; for a model without an M-step; for `polish` with `valid` or `out_dir`.
 
     Example:
         >>> from dynavae import HMM
@@ -133,7 +253,12 @@ def fit_em(
     from dynavae.training import fit
 
     require(model, "em")
-    return fit(
+    if polish and (valid is not None or options.get("out_dir") is not None):
+        raise ValueError(
+            "polish climbs the likelihood of train alone, after what is selected by valid and saved in out_dir: leave them "
+            "out, or call dynavae.em.polish(model, train) yourself and save the model."
+        )
+    result = fit(
         model,
         train,
         valid,
@@ -145,3 +270,6 @@ def fit_em(
         batch_size=batch_size,
         **options,
     )
+    if polish:
+        _polish(model, train, polish)
+    return result

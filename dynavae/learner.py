@@ -14,11 +14,12 @@ from torch import Tensor
 from dynavae import tree
 from dynavae.averaging import WeightAverage
 from dynavae.diagnostics import Totals
-from dynavae.em import add
+from dynavae.em import Iteration, everywhere
 from dynavae.loading import Batch
-from dynavae.loss import Loss, at_least, one_of, together
+from dynavae.loss import Loss
 from dynavae.model import SequentialLVM
-from dynavae.parallel import Averaged, average_gradients, gathered, main_process, rank
+from dynavae.options import at_least, one_of
+from dynavae.parallel import Averaged, average_gradients, main_process, rank, together
 from dynavae.schedules import Real, Row, learning_rate, seed_for
 from dynavae.watch import Watch
 
@@ -29,25 +30,11 @@ SCHEDULES = ("constant", "cosine", "exponential")
 class Learner(LightningModule):
     """Trains a model by gradient ascent on a bound; the loss is minus the bound per frame of the batch.
 
-    All epochs below are fractions: 2.5 is the middle of the third epoch. Every random number is a function of
-    (seed, epoch, step), every schedule of the epoch: a resumed run repeats what an uninterrupted one does.
+    Every random number is a function of (seed, epoch, step), every schedule of the epoch, which is a fraction: a resumed
+    run repeats what an uninterrupted one does.
 
     Args:
         model: any model; it is trained in place.
-        objective: "elbo", "iwae" and "renyi" (K whole paths), "fivo" (a particle filter), or "exact", log p(x) itself, of
-            an exact model: many times faster there than "elbo", which is the same number by way of sampled paths. Its KL
-            is reported as 0. "em": each epoch is one iteration of EM over all data, without optimizer or learning rate;
-            its ``train/`` figures are those before the iteration, its ``valid/`` figures those after it.
-        particles: K; default 1 for the ELBO and 8 for the others.
-        kl: "analytic", "sample", or "auto": sampled for exact models (there it is the likelihood), discrete
-            latents and where no closed form exists, else analytic; decided once, at the first batch, and logged.
-        beta: weight of the KL. With "iwae" and "renyi" it weighs log p(z) - log q(z); "fivo" has none.
-        kl_warmup: epochs over which that weight grows linearly from `kl_start` times to 1 times `beta`.
-        kl_start: where the growth starts.
-        free_bits: nats per latent coordinate and frame that the KL may take for nothing ("elbo" only; with
-            `truncate`, averaged over each chunk).
-        alpha: of the Rényi objective: 0 is IWAE, towards 1 the ELBO.
-        resample_threshold: of "fivo": resample when the effective sample size is at most this fraction of K.
         lr: highest learning rate.
         optimizer: "adam" or "adamw".
         weight_decay: of the optimizer.
@@ -62,23 +49,13 @@ class Learner(LightningModule):
         freeze_until: epoch up to which they do.
         ema: decay per update of a moving average of the weights, such as 0.998; validation, the best weights and the
             model that `fit` returns are then those of the average, see :class:`~dynavae.averaging.WeightAverage`.
-        scheduled_sampling: final probability that the model reads its own output instead of x_t, drawn per
-            sequence and step; for autoregressive models. No gradient flows through that output.
-        scheduled_sampling_start: epoch from which that probability grows linearly from 0.
-        scheduled_sampling_end: epoch at which it has reached its final value.
-        truncate: frames per chunk of truncated back-propagation. The state is carried on, gradients stop at
-            the border, and one optimizer step is taken per batch, from all chunks: values of the loss are those
-            of whole sequences for a causal model, while memory is that of a chunk. A smoothing posterior, and
-            that of a per-sequence latent, then read their own (the first) chunk only.
-        hide_rate: share of frames that are hidden from the model in training, as if missing, and not scored.
-        hide: what `hide_rate` hides: whole "frames", or single "values" (each coordinate on its own).
-        score_hidden: score what is hidden, though the posterior has not read it: learns to impute. Still a bound on
-            log p(x), for models that read no past x when they generate ("elbo", "iwae", "renyi").
+        global_lr: step of the natural gradient for a model with a conjugate factor of global parameters, such as
+            SVAE(conjugate=True), in (0, 1]; default 0.1. At each update of the other parameters its natural
+            parameters move by global_lr times (the prior's + expected sums of all training sequences - themselves).
         tolerance: of "em": stop when an iteration gains less, in nats per frame of the training data; None never does.
         starts: of "em": try so many starts from the data, and go on from the best, see :func:`dynavae.fit_em`.
-        compile: put the scoring of all frames through `torch.compile`: needs a C++ compiler, takes some seconds at
-            the start; what it gains is in the page on speed.
         seed: of all noise.
+        **objective: of :class:`~dynavae.loss.Loss`: objective, particles, kl_warmup, free_bits, truncate, ...
 
     Raises:
         ValueError: an option out of range, or one that this model cannot follow.
@@ -92,24 +69,12 @@ class Learner(LightningModule):
 
     With several processes (:class:`~dynavae.loading.Turns`) gradients, figures and weights are those of one process
     with the same batches, dropout apart.
-
-    Sources: Bowman et al. 2016, arXiv 1511.06349 (warm-up); Bengio et al. 2015, arXiv 1506.03099 (scheduled
-    sampling).
     """
 
     def __init__(
         self,
         model: SequentialLVM,
         *,
-        objective: str = "elbo",
-        particles: int | None = None,
-        kl: str = "auto",
-        beta: Real = 1.0,
-        kl_warmup: Real = 0.0,
-        kl_start: Real = 0.0,
-        free_bits: Real = 0.0,
-        alpha: Real = 0.0,
-        resample_threshold: Real = 0.5,
         lr: Real = 1e-3,
         optimizer: str = "adam",
         weight_decay: Real = 0.0,
@@ -122,27 +87,32 @@ class Learner(LightningModule):
         freeze: Sequence[str] = (),
         freeze_until: Real = 0.0,
         ema: Real | None = None,
-        scheduled_sampling: Real = 0.0,
-        scheduled_sampling_start: Real = 0.0,
-        scheduled_sampling_end: Real = 0.0,
-        truncate: int | None = None,
-        hide_rate: Real = 0.0,
-        hide: str = "frames",
-        score_hidden: bool = False,
+        global_lr: Real | None = None,
         tolerance: Real | None = None,
         starts: int = 1,
-        compile: bool = False,
         seed: int = 0,
+        **objective: Any,
     ) -> None:
         super().__init__()
-        self.by_em = objective == "em"
+        self.loss = Loss(model, **objective)
+        self.by_em = self.loss.objective == "em"
         at_least("starts", starts, 1)
         if not self.by_em and (tolerance is not None or starts != 1):
-            raise ValueError(f"tolerance and starts belong to objective='em'; got objective={objective!r}.")
-        if self.by_em and (ema is not None or hide_rate):
+            raise ValueError(
+                f"tolerance and starts belong to objective='em'; got objective={self.loss.objective!r}."
+            )
+        if self.by_em and (ema is not None or self.loss.hide_rate):
             raise ValueError(
                 "objective='em' has no updates to average and hides nothing: leave ema and hide_rate."
             )
+        if global_lr is not None and not model.conjugate:
+            raise ValueError(
+                f"global_lr is a step of the natural gradient of a conjugate factor, which this {type(model).__name__} has "
+                "not: leave it out, or take SVAE(conjugate=True)."
+            )
+        if global_lr is not None and not 0 < global_lr <= 1:
+            raise ValueError(f"global_lr should be in (0, 1]; got {global_lr}.")
+        self.global_lr: Real = 0.1 if global_lr is None else global_lr
         one_of("optimizer", optimizer, tuple(OPTIMIZERS))
         one_of("lr_schedule", lr_schedule, SCHEDULES)
         at_least("lr_warmup", lr_warmup, 0)
@@ -154,26 +124,6 @@ class Learner(LightningModule):
         at_least("freeze_until", freeze_until, 0)
         self.freeze, self.freeze_until = _prefixes(model, freeze), freeze_until
         self.model = model
-        self.loss = Loss(
-            model,
-            objective=objective,
-            particles=particles,
-            kl=kl,
-            beta=beta,
-            kl_warmup=kl_warmup,
-            kl_start=kl_start,
-            free_bits=free_bits,
-            alpha=alpha,
-            resample_threshold=resample_threshold,
-            scheduled_sampling=scheduled_sampling,
-            scheduled_sampling_start=scheduled_sampling_start,
-            scheduled_sampling_end=scheduled_sampling_end,
-            truncate=truncate,
-            hide_rate=hide_rate,
-            hide=hide,
-            score_hidden=score_hidden,
-            compile=compile,
-        )
         self.optimizer_name, self.weight_decay, self.eps = optimizer, weight_decay, eps
         self.rate = dict(
             lr=lr,
@@ -184,9 +134,10 @@ class Learner(LightningModule):
         )
         self.gradient_clip, self.seed = gradient_clip, seed
         self.average = None if ema is None else WeightAverage(model, ema)
-        self.automatic_optimization = truncate is None and not self.by_em
+        self.automatic_optimization = self.loss.truncate is None and not self.by_em
         self.tolerance, self.starts = tolerance, starts
-        self._sums: Any = None  # expected statistics of this epoch so far
+        self._toward: Any = None  # where the natural gradient of a conjugate factor leads
+        self.iteration = Iteration()
         self._nats_before = math.inf  # per frame, of the iteration before
         self.summary: Row = {}
         """What was logged in the last epoch."""
@@ -206,6 +157,10 @@ class Learner(LightningModule):
         optimizer = kind(
             self.model.parameters(), lr=lr, weight_decay=self.weight_decay, eps=self.eps, fused=True
         )
+        if self.model.conjugate:
+            optimizer.register_step_post_hook(
+                lambda *_: self.model.natural_step(self._toward, float(self.global_lr))
+            )
         if self.average is not None:
             average = self.average
             optimizer.register_step_post_hook(lambda *_: average.update())
@@ -219,6 +174,8 @@ class Learner(LightningModule):
         return batch.to(device, next(self.model.parameters()).dtype)
 
     def on_train_start(self) -> None:
+        if self.model.conjugate:
+            self.model.begin_global(self._sequences)
         if self.average is not None:
             self.average.start()
 
@@ -232,23 +189,12 @@ class Learner(LightningModule):
     @torch.no_grad()
     def _em_step(self, batch: Batch, last: bool) -> None:
         """The expectation over a batch; after the last one, the maximisation."""
-        sums = self.model.expectation(batch.sequences)
-        if batch.share is not None and not batch.share.index:  # a process without a row of this batch
-            sums = tree.tree_map(torch.zeros_like, sums)
-        if isinstance(self._sums, list):  # of a checkpoint
-            found = iter(self._sums)
-            self._sums = tree.tree_map(lambda a: next(found).to(a), sums)
-        self._sums = add(self._sums, sums)
-        nats = -float(sums.log_likelihood)
+        nats = -self.iteration.add(self.model, batch)
         if not math.isfinite(nats):
             raise FloatingPointError("log p(x) is not finite: standardize x, or raise min_scale.")
         self._train.add(batch.frames, loss=nats, nats=nats, kl=0.0, reconstruction=nats)
-        if not last:
-            return
-        flat = [_leaves(found) for found in gathered(_leaves(self._sums))]
-        total = iter([torch.stack(parts).sum(0) for parts in zip(*flat, strict=True)])
-        self.model.maximisation(tree.tree_map(lambda a: next(total).to(a), self._sums))
-        self._sums = None
+        if last:
+            self.iteration.finish(self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if self.by_em:
@@ -262,6 +208,8 @@ class Learner(LightningModule):
             group["lr"] = rate
         self.summary.update({"kl_weight": self.loss.kl_weight_at(epoch), "lr": rate})
         seed = seed_for(self.seed, self.current_epoch, batch_idx)
+        if self.model.conjugate:
+            self._toward = self._expect(batch)
         parts = together(self.loss.parts(batch.sequences, epoch, seed, batch.share), batch.share, self.device)
         loss = None
         if not self.loss.truncate:
@@ -309,6 +257,27 @@ class Learner(LightningModule):
         """The loss per frame since the epoch began."""
         return self._train.per_frame("loss") if self._train.frames else math.nan
 
+    @property
+    def _sequences(self) -> int:
+        """How many sequences, or pieces of them, an epoch has."""
+        loader: Any = self.trainer.train_dataloader
+        batches = getattr(loader.sampler, "batches", None)
+        return int(getattr(batches, "size", len(loader.dataset)))
+
+    @torch.no_grad()
+    def _expect(self, batch: Batch) -> Any:
+        """Expected sums over all training sequences, as this batch has them: where a natural gradient leads."""
+        training = self.model.training
+        self.model.eval()  # without dropout
+        sums, rows = self.model.global_statistics(batch.sequences), len(batch.sequences)
+        self.model.train(training)
+        if batch.share is not None:
+            rows = batch.share.sequences
+            if not batch.share.index:  # a process without a row of this batch
+                sums = tree.tree_map(torch.zeros_like, sums)
+        scale = self._sequences / rows
+        return tree.tree_map(lambda a: scale * a, everywhere(sums))
+
     def on_train_batch_end(self, *_: Any) -> None:
         self._elapsed = time.perf_counter() - self._started
 
@@ -337,7 +306,7 @@ class Learner(LightningModule):
             "elapsed": self._elapsed,
             "watch": self.watch.state_dict(),
             "nats_before": self._nats_before,
-            "statistics": None if self._sums is None else _leaves(self._sums),
+            "statistics": self.iteration.state(),
         }
         if self.average is not None:
             checkpoint["average"] = self.average.state_dict()
@@ -348,7 +317,8 @@ class Learner(LightningModule):
         if rank() == 0:  # the sums of all processes
             self._train.add(state["frames"], **state["sums"])
         self.watch.load_state_dict(state["watch"])
-        self._nats_before, self._sums = state["nats_before"], state["statistics"]
+        self._nats_before = state["nats_before"]
+        self.iteration.restore(state["statistics"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
 
@@ -387,12 +357,3 @@ def _prefixes(model: SequentialLVM, freeze: Sequence[str]) -> tuple[str, ...]:
                 f"freeze names {prefix!r}, but {type(model).__name__} has only the parts {parts}."
             )
     return prefixes
-
-
-def _leaves(sums: Any) -> list[Tensor]:
-    """The tensors of a tree of sums."""
-    if isinstance(sums, list):
-        return sums
-    found: list[Tensor] = []
-    tree.tree_map(found.append, sums)
-    return found

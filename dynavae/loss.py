@@ -13,22 +13,21 @@ from torch import Tensor
 
 from dynavae import objectives
 from dynavae.batch import Sequences
+from dynavae.chunks import chunk_of, noise_of, score_all, tempered
 from dynavae.diagnostics import Totals, explain, reconstruction_and_kl
 from dynavae.loading import Batch
 from dynavae.model import SequentialLVM
-from dynavae.noise import Noise, draw
-from dynavae.parallel import Share, summed, trouble_anywhere
+from dynavae.noise import draw
+from dynavae.options import check
+from dynavae.parallel import Share, summed
 from dynavae.resampling import Resampling
 from dynavae.scan import Trajectory, scan
 from dynavae.schedules import Real, kl_weight, ramp, seed_for
-from dynavae.tasks.capabilities import require
 from dynavae.tasks.common import noise as noise_by_sequence
 from dynavae.terms import compiled
 
 log = logging.getLogger("dynavae")
 
-OBJECTIVES = ("elbo", "iwae", "renyi", "fivo", "exact", "em")
-HIDE = ("frames", "values")
 Pool = Callable[[Tensor], Tensor] | None
 """Adds a tensor up over the processes that share a batch."""
 
@@ -43,7 +42,44 @@ class Part(NamedTuple):
 class Loss:
     """Minus a bound per frame of a batch; a pure function of (model, batch, epoch, seed).
 
-    Args: see :class:`~dynavae.learner.Learner`, which takes the same ones.
+    All epochs below are fractions: 2.5 is the middle of the third epoch.
+
+    Args:
+        model: any model.
+        objective: "elbo", "iwae" and "renyi" (K whole paths), "fivo" (a particle filter), or "exact", log p(x) itself, of
+            an exact model: many times faster there than "elbo", which is the same number by way of sampled paths. Its KL
+            is reported as 0. "em": each epoch is one iteration of EM over all data, without optimizer or learning rate;
+            its ``train/`` figures are those before the iteration, its ``valid/`` figures those after it.
+        particles: K; default 1 for the ELBO and 8 for the others.
+        kl: "analytic", "sample", or "auto": sampled for exact models (there it is the likelihood), discrete
+            latents and where no closed form exists, else analytic; decided once, at the first batch, and logged.
+        beta: weight of the KL. With "iwae" and "renyi" it weighs log p(z) - log q(z); "fivo" has none.
+        kl_warmup: epochs over which that weight grows linearly from `kl_start` times to 1 times `beta`.
+        kl_start: where the growth starts.
+        free_bits: nats per latent coordinate and frame that the KL may take for nothing ("elbo" only; with
+            `truncate`, averaged over each chunk).
+        alpha: of the Rényi objective: 0 is IWAE, towards 1 the ELBO.
+        resample_threshold: of "fivo": resample when the effective sample size is at most this fraction of K.
+        scheduled_sampling: final probability that the model reads its own output instead of x_t, drawn per
+            sequence and step; for autoregressive models. No gradient flows through that output.
+        scheduled_sampling_start: epoch from which that probability grows linearly from 0.
+        scheduled_sampling_end: epoch at which it has reached its final value.
+        truncate: frames per chunk of truncated back-propagation. The state is carried on, gradients stop at
+            the border, and one optimizer step is taken per batch, from all chunks: values of the loss are those
+            of whole sequences for a causal model, while memory is that of a chunk. A smoothing posterior, and
+            that of a per-sequence latent, then read their own (the first) chunk only.
+        hide_rate: share of frames that are hidden from the model in training, as if missing, and not scored.
+        hide: what `hide_rate` hides: whole "frames", or single "values" (each coordinate on its own).
+        score_hidden: score what is hidden, though the posterior has not read it: learns to impute. Still a bound on
+            log p(x), for models that read no past x when they generate ("elbo", "iwae", "renyi").
+        compile: put the scoring of all frames through `torch.compile`: needs a C++ compiler, takes some seconds at
+            the start; what it gains is in the page on speed.
+
+    Raises:
+        ValueError: an option out of range, or one that this model cannot follow.
+
+    Sources: Bowman et al. 2016, arXiv 1511.06349 (warm-up); Bengio et al. 2015, arXiv 1506.03099 (scheduled
+    sampling).
 
     Attributes:
         kl_kind: "analytic" or "sample"; None until "auto" has been decided, at the first batch.
@@ -70,58 +106,22 @@ class Loss:
         score_hidden: bool = False,
         compile: bool = False,
     ) -> None:
-        one_of("objective", objective, OBJECTIVES)
-        one_of("hide", hide, HIDE)
-        one_of("kl", kl, ("auto", "analytic", "sample"))
         particles = (1 if objective == "elbo" else 8) if particles is None else particles
-        at_least("particles", particles, 1)
-        for name, value in dict(beta=beta, kl_warmup=kl_warmup, free_bits=free_bits).items():
-            at_least(name, value, 0)
-        for name, value in dict(kl_start=kl_start, scheduled_sampling=scheduled_sampling).items():
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} should be between 0 and 1; got {value}.")
-        if not 0 <= hide_rate < 1:
-            raise ValueError(
-                f"hide_rate is a share of the frames (or values), from 0 to below 1; got {hide_rate}."
-            )
-        if hide_rate and hide == "values" and not model.emission.marginal:
-            raise ValueError(
-                f"{type(model.emission).__name__} emission: values of a frame are missing all together or not at all; "
-                "hide='values' hides single ones. Take hide='frames'."
-            )
-        if objective in ("exact", "em") and (
-            beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden
-        ):
-            raise ValueError(
-                f"objective={objective!r} is log p(x) of whole sequences: it has no KL to weigh, no chunks, and scores "
-                "what the model reads. Leave beta=1, kl_warmup=0, free_bits=0, truncate=None, score_hidden=False."
-            )
-        if score_hidden and (model.autoregressive or objective == "fivo"):
-            raise ValueError(
-                "score_hidden scores x that the posterior has not read: a bound only where x is read by nothing else. "
-                f"It takes a model that is not autoregressive, and not fivo; got {type(model).__name__}, {objective}."
-            )
-        if truncate is not None:
-            at_least("truncate", truncate, 1)
-        if free_bits and (objective != "elbo" or kl == "sample"):
-            raise ValueError(
-                "free_bits needs objective='elbo' with an analytic KL: it is a floor on that KL."
-            )
-        if objective == "fivo" and (beta != 1 or kl_warmup):
-            raise ValueError(
-                "fivo has no KL to weigh: leave beta=1 and kl_warmup=0, or take objective='iwae'."
-            )
-        if scheduled_sampling and not model.autoregressive:
-            raise ValueError(
-                f"scheduled sampling lets a model read its own outputs, but {type(model).__name__} reads no past x "
-                "when it generates (autoregressive = False): set scheduled_sampling=0."
-            )
-        if truncate is not None and not model.per_step_likelihood:
-            raise ValueError(
-                f"truncate cuts time into chunks, but this {type(model).__name__} decodes x_t from z_1:T; "
-                "leave truncate=None."
-            )
-        require(model, "iwae" if objective == "renyi" else objective)
+        check(
+            model,
+            objective,
+            kl=kl,
+            particles=particles,
+            beta=beta,
+            kl_warmup=kl_warmup,
+            kl_start=kl_start,
+            free_bits=free_bits,
+            scheduled_sampling=scheduled_sampling,
+            truncate=truncate,
+            hide_rate=hide_rate,
+            hide=hide,
+            score_hidden=score_hidden,
+        )
         self.model = model
         self.objective, self.particles, self.alpha = objective, particles, alpha
         self.kl_kind = None if kl == "auto" else kl
@@ -201,17 +201,17 @@ class Loss:
             with seeded(seed_for(seed, i, *first), device):  # dropout
                 trajectory = scan(
                     self.model,
-                    batch if whole else _frames(batch, chunk),
+                    batch if whole else chunk_of(batch, chunk),
                     particles=self.particles,
                     resample=self.resampling,
                     free=None if free is None else free[:, chunk],
-                    noise=noise if whole else _noise(noise, chunk),
+                    noise=noise if whole else noise_of(noise, chunk),
                     state=state,
                     carry=not whole,
                     compile=self.compile,
                 )
             if self.score_hidden and self.hide_rate:
-                trajectory = _scored(trajectory, scored if whole else _frames(scored, chunk))
+                trajectory = score_all(trajectory, scored if whole else chunk_of(scored, chunk))
             kind = self._choose_kl(trajectory)
             value, weighted = self._gain(trajectory, weight, weighted, self.free_bits, pool)
             loss = -counts * value.sum() / frames
@@ -240,7 +240,7 @@ class Loss:
             return objectives.elbo(trajectory, kl, float(weight), float(free_bits), pool)
         if self.objective == "fivo":
             return objectives.fivo(trajectory)
-        trajectory = _tempered(trajectory, weight)
+        trajectory = tempered(trajectory, weight)
         if self.objective == "iwae":
             return objectives.iwae(trajectory)
         return objectives.renyi(trajectory, float(self.alpha))
@@ -256,7 +256,7 @@ class Loss:
         """What a chunk adds to the bound, given the log-weights and the bound of the paths before it."""
         if self.objective in ("elbo", "fivo"):  # sums over time: scan has carried the rest
             return self.bound(trajectory, weight, free_bits, pool), None
-        trajectory = _tempered(trajectory, weight)
+        trajectory = tempered(trajectory, weight)
         if before is not None:
             trajectory = trajectory._replace(
                 log_prior_w=before[0], log_proposal_w=torch.zeros_like(before[0])
@@ -303,63 +303,9 @@ class Loss:
         totals.add_latents(trajectory)
 
 
-def together(parts: Iterator[Part], share: Share | None, device: torch.device) -> Iterator[Part]:
-    """The parts of a loss; if one is not finite in any process, all of them raise, and none waits for the others."""
-    while True:
-        part, trouble = None, ""
-        try:
-            part = next(parts, None)
-        except FloatingPointError as error:
-            trouble = str(error)
-        trouble = trouble if share is None else trouble_anywhere(trouble, device)
-        if trouble:
-            raise FloatingPointError(trouble)
-        if part is None:
-            return
-        yield part
-
-
-def _tempered(trajectory: Trajectory, weight: Real) -> Trajectory:
-    """log p(z) - log q(z) times `weight` in every importance weight."""
-    if weight == 1:
-        return trajectory
-    names = ("log_prior", "log_proposal", "log_prior_w", "log_proposal_w")
-    terms = {name: getattr(trajectory, name) for name in names}
-    return trajectory._replace(**{name: None if v is None else weight * v for name, v in terms.items()})
-
-
-def _scored(trajectory: Trajectory, batch: Sequences) -> Trajectory:
-    """The same paths, with the likelihood of all that is observed in `batch`, read or not."""
-    x, observed = (a.flatten(2).transpose(0, 1).unsqueeze(1) for a in (batch.x, batch.observed))
-    log_likelihood = trajectory.p_x.log_prob(x, observed)  # padding is unobserved
-    return trajectory._replace(log_likelihood=log_likelihood.expand_as(trajectory.log_likelihood))
-
-
-def _frames(batch: Sequences, chunk: slice) -> Sequences:
-    """Some frames of every sequence; a sequence that has ended keeps its row, with length 0."""
-    lengths = (batch.lengths - chunk.start).clamp(0, chunk.stop - chunk.start)
-    control = None if batch.control is None else batch.control[:, chunk]
-    return Sequences(batch.x[:, chunk], batch.observed[:, chunk], lengths, control, batch.names)
-
-
-def _noise(noise: Noise, chunk: slice) -> Noise:
-    x, resample = (None if n is None else n[chunk] for n in (noise.x, noise.resample))
-    return noise._replace(z=noise.z[chunk], x=x, resample=resample)
-
-
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers from this seed; the caller's own go on as if nothing had been drawn."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} should be one of {', '.join(choices)}; got {value!r}.")
-
-
-def at_least(name: str, value: Real, minimum: Real) -> None:
-    if value < minimum:
-        raise ValueError(f"{name} should be {minimum} or more; got {value}.")

@@ -13,9 +13,6 @@ particles, and what depends on x alone has no K axis and broadcasts against what
 from __future__ import annotations
 
 import abc
-import dataclasses
-import functools
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -23,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dynavae.batch import Sequences
+from dynavae.closed_forms import ClosedForms
+from dynavae.configuration import recording
 from dynavae.distributions import standard_normal
 from dynavae.nn.conv import ConvEmissionHead
 from dynavae.nn.heads import Emission, EmissionHead, to_emission
@@ -32,6 +30,7 @@ from dynavae.nn.mlp import MLP
 from dynavae.tree import cat
 
 if TYPE_CHECKING:
+    from dynavae.batch import Sequences
     from dynavae.tasks.streaming import Stream
 
 
@@ -84,18 +83,7 @@ class Unrolled(NamedTuple):
     h: Any  # after the last frame (K, B, .)
 
 
-class ExactStep(NamedTuple):
-    """What an exact model knows once x_t was seen."""
-
-    belief: Any  # p(z_t | x_<=t): a tree of (B, .) tensors
-    mean: Tensor  # of it (B, .), as `exact_filter` gives it
-    stddev: Tensor
-    log_prob: Tensor  # log p(x_t | x_<t) of the observed values (B,), nats
-    p_x: Any  # p(x_t | x_<t): components (C, B, .) of a mixture
-    log_weights: Tensor  # of the components (C, B)
-
-
-class SequentialLVM(nn.Module, abc.ABC):
+class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
     """Base of every model. A subclass writes the factors; every task and objective then works.
 
     Required: `initial`, `absorb`, `prior`, `likelihood`, `posterior`, and a call of `super().__init__`.
@@ -110,7 +98,8 @@ class SequentialLVM(nn.Module, abc.ABC):
         bridges: where x_t is missing, q(z_t | .) reads z_<t and the future of x; filters and streams take the prior there.
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
-        exact: log p(x), filter and smoother are known; see `exact_log_likelihood` and its fellows.
+        exact: log p(x), filter and smoother are known; see :class:`~dynavae.closed_forms.ClosedForms`.
+        conjugate: global parameters have a conjugate factor, moved by natural gradients; see `natural_step`.
         closed_form_em: `expectation` and `maximisation` fit it by EM; it may depend on options, then `__init__` sets it.
 
     Attributes set by ``__init__``: `x_dim, z_dim, w_dim, control_dim, emission, config`.
@@ -125,6 +114,7 @@ class SequentialLVM(nn.Module, abc.ABC):
     per_step_likelihood: bool = True
     discrete_latent: bool = False
     exact: bool = False
+    conjugate: bool = False
     closed_form_em: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named constructor options that the laws also run on, beside the defaults."""
@@ -164,7 +154,7 @@ class SequentialLVM(nn.Module, abc.ABC):
         """Record the constructor's arguments: they are the configuration that a checkpoint stores."""
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
-            cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
+            cls.__init__ = recording(cls.__init__)  # type: ignore[method-assign]
 
     # --- sizes and shared pieces for subclasses ---------------------------------------------------
 
@@ -273,52 +263,23 @@ class SequentialLVM(nn.Module, abc.ABC):
         """q(w | x_1:T): (B, w_dim)."""
         raise TypeError(f"{type(self).__name__} has w_dim={self.w_dim} but no static_posterior.")
 
-    # --- for exact models -----------------------------------------------------------------------------
-
-    def exact_log_likelihood(self, batch: Sequences) -> Tensor:
-        """log p(x) of the observed values (B,), nats."""
-        raise TypeError(f"{type(self).__name__} has no exact likelihood.")
-
-    def exact_filter(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of p(z_t | x_1:t), each (B, T, .)."""
-        raise TypeError(f"{type(self).__name__} has no exact filter.")
-
-    def exact_smooth(self, batch: Sequences) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of p(z_t | x_1:T), each (B, T, .)."""
-        raise TypeError(f"{type(self).__name__} has no exact smoother.")
-
-    def exact_start(self, batch: int) -> Any:
-        """The belief before the first frame: a tree of (B, .) tensors."""
-        raise TypeError(f"{type(self).__name__} has no exact filter.")
-
-    def exact_step(self, belief: Any, frame: Frame) -> ExactStep:
-        """One step of the exact filter: the belief after x_<t, and x_t (B, x_dim), 0 where it is missing."""
-        raise TypeError(f"{type(self).__name__} has no exact filter.")
-
-    def exact_draw(self, belief: Any, noise: Tensor) -> Tensor:
-        """z_t drawn from a belief, given noise (S, B, z_noise_dim)."""
-        raise TypeError(f"{type(self).__name__} has no exact filter.")
-
     def latent_values(self, z: Tensor) -> Tensor:
         """z as numbers that may be averaged: one-hot codes where z is a class."""
         return z
 
-    # --- for models that EM fits ------------------------------------------------------------------------
+    # --- for models with a conjugate factor of global parameters ------------------------------------------
 
-    def expectation(self, batch: Sequences) -> Any:
-        """Sums of expected statistics: a named tuple of tensors that add up over batches.
+    def begin_global(self, sequences: int) -> None:
+        """How many training sequences share KL(q(theta) || p(theta))."""
+        raise TypeError(f"{type(self).__name__} has no conjugate factor.")
 
-        Its `log_likelihood` is log p(x) of the batch, nats.
-        """
-        raise TypeError(f"{type(self).__name__} has no closed-form EM.")
+    def global_statistics(self, batch: Sequences) -> Any:
+        """Expected sums of a batch under q(z): a tree of tensors that add up over batches."""
+        raise TypeError(f"{type(self).__name__} has no conjugate factor.")
 
-    def maximisation(self, statistics: Any) -> None:
-        """Move the parameters to the greatest expected log-likelihood, given the sums over all data."""
-        raise TypeError(f"{type(self).__name__} has no closed-form EM.")
-
-    def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:
-        """Start from data, (T, x_dim) values and masks of each sequence; False: the parameters were left as they are."""
-        return False
+    def natural_step(self, sums: Any, rate: float) -> None:
+        """Move q(theta) by `rate` along its natural gradient, given the sums of all training sequences."""
+        raise TypeError(f"{type(self).__name__} has no conjugate factor.")
 
     # --- frame by frame -------------------------------------------------------------------------------
 
@@ -350,47 +311,3 @@ class SequentialLVM(nn.Module, abc.ABC):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v!r}" for k, v in self.config.items())
-
-
-def _recording(init: Any) -> Any:
-    """Wrap a constructor so that the outermost call leaves its arguments in `self.config`."""
-    signature = inspect.signature(init)
-
-    @functools.wraps(init)
-    def wrapped(self: SequentialLVM, *args: Any, **kwargs: Any) -> None:
-        outermost = not hasattr(self, "_config")
-        if outermost:
-            try:
-                bound = signature.bind(self, *args, **kwargs)
-            except TypeError as error:
-                raise TypeError(_explain(type(self).__name__, signature, kwargs, error)) from None
-            bound.apply_defaults()
-            config = {k: _plain(v) for k, v in bound.arguments.items() if k != "self"}
-            object.__setattr__(self, "_config", config)
-        init(self, *args, **kwargs)
-        if outermost:
-            self.config = config
-
-    return wrapped
-
-
-def _plain(value: Any) -> Any:
-    """A constructor argument as JSON holds it."""
-    if dataclasses.is_dataclass(value) and hasattr(value, "to_config"):
-        return value.to_config()
-    if isinstance(value, Tensor):
-        return value.tolist()
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _explain(name: str, signature: inspect.Signature, kwargs: dict[str, Any], error: TypeError) -> str:
-    """An unknown option is answered with the nearest one and the list."""
-    import difflib
-
-    options = [p for p in signature.parameters if p != "self"]
-    unknown = [k for k in kwargs if k not in options]
-    if not unknown:
-        return f"{name}: {error}. Options: {', '.join(options)}."
-    near = difflib.get_close_matches(unknown[0], options, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown option {unknown[0]!r} for {name}{hint} Options: {', '.join(options)}."

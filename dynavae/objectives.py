@@ -58,12 +58,17 @@ def factors(trajectory: Trajectory, kl: str = "analytic") -> tuple[Tensor, Tenso
         return reconstruction, divergence
     if kl != "analytic":
         raise ValueError(f"kl should be 'analytic' or 'sample'; got {kl!r}.")
-    if trajectory.kl is None or (trajectory.log_prior_w is not None and trajectory.kl_w is None):
+    if trajectory.kl is None or not closed_form(trajectory):
         raise ValueError("no closed-form KL between these distributions; use elbo(trajectory, kl='sample').")
     divergence = trajectory.kl.sum((0, -1)).mean(0)
     if trajectory.kl_w is not None:
         divergence = divergence + trajectory.kl_w.sum(-1).mean(0)
     return reconstruction, divergence
+
+
+def closed_form(trajectory: Trajectory) -> bool:
+    """Whether all divergences of q from p are known without sampling."""
+    return trajectory.kl is not None and (trajectory.log_prior_w is None or trajectory.kl_w is not None)
 
 
 def _free_bits(

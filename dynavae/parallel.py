@@ -7,8 +7,8 @@ gradients are averaged and sums are added over processes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.nn import Parameter
+
+P = TypeVar("P")
 
 STRATEGIES = ("auto", "ddp")
 
@@ -123,3 +125,19 @@ def layout(devices: int, strategy: str) -> dict[str, Any]:
     several = devices != 1 or nodes > 1 or strategy == "ddp"
     chosen: str | Strategy = Averaged() if several else "auto"
     return {"devices": devices, "num_nodes": nodes, "strategy": chosen}
+
+
+def together(parts: Iterator[P], share: Share | None, device: torch.device) -> Iterator[P]:
+    """The parts of a loss; if one is not finite in any process, all of them raise, and none waits for the others."""
+    while True:
+        part, trouble = None, ""
+        try:
+            part = next(parts, None)
+        except FloatingPointError as error:
+            trouble = str(error)
+        trouble = trouble if share is None else trouble_anywhere(trouble, device)
+        if trouble:
+            raise FloatingPointError(trouble)
+        if part is None:
+            return
+        yield part

@@ -25,11 +25,12 @@ from dynavae.diagnostics import first_nonfinite
 from dynavae.em import choose_start
 from dynavae.learner import Learner
 from dynavae.loading import loader, to_data
+from dynavae.loss import Loss
 from dynavae.model import SequentialLVM
 from dynavae.nn.heads import EmissionHead
 from dynavae.parallel import layout, main_process
+from dynavae.plan import check_fits
 from dynavae.resume import prepare
-from dynavae.scan import check_fits
 from dynavae.schedules import Row, kl_weight, learning_rate
 
 __all__ = [
@@ -124,7 +125,8 @@ def fit(
         resume: True continues the run in `out_dir` exactly where it was last saved; False replaces it; None
             refuses to touch it.
         checkpoint_minutes: how often to save within an epoch; None saves after epochs only.
-        **options: of :class:`~dynavae.learner.Learner`: objective, particles, lr, kl_warmup, ...
+        **options: of :class:`~dynavae.loss.Loss`: objective, particles, kl_warmup, ...; and of
+            :class:`~dynavae.learner.Learner`: lr, optimizer, lr_schedule, ...
 
     Raises:
         ValueError, TypeError: options, data and model that do not fit together.
@@ -141,7 +143,7 @@ def fit(
         >>> len(result.history), result.best["epoch"] in (1, 2), result.model is model
         (2, True, True)
     """
-    known = [p for p in inspect.signature(Learner.__init__).parameters if p not in ("self", "model", "seed")]
+    known = [name for kind in (Loss, Learner) for name in _options(kind)]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -227,6 +229,12 @@ def fit(
     seconds = sum(row["seconds"] for row in history)
     parameters = sum(p.numel() for p in model.parameters())
     return FitResult(model, history, best, out, seconds, parameters, tuple(learner.watch.notes))
+
+
+def _options(kind: type) -> list[str]:
+    """Names of the options of :class:`Loss` or :class:`Learner`."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [p.name for p in parameters if p.name not in ("model", "seed") and p.kind is not p.VAR_KEYWORD]
 
 
 @torch.no_grad()

@@ -27,6 +27,13 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return tree
 
 
+def leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a tree, in order."""
+    found: list[Tensor] = []
+    tree_map(found.append, tree)
+    return found
+
+
 def stack(trees: Sequence[Any]) -> Any:
     """Trees of one shape, one per time step, stacked along a new leading axis."""
     return tree_map(lambda *leaves: torch.stack(leaves), *trees)

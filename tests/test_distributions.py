@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -146,6 +147,36 @@ def test_categorical_frequencies(seed):
     torch.testing.assert_close(ours.stddev, 1 - theirs.probs.amax(-1), **CLOSE)
 
 
+@pytest.mark.parametrize("gaps", ["none", "blocks", "random", "both"])
+def test_factors_shared_by_frames_give_what_each_frame_gives_alone(gaps):
+    """A table of Gaussians at many frames: one factorisation per component and pattern of gaps, values and gradients."""
+    frames, components, n = (30, 2), 3, 5
+    x, loc, L = rand(*frames, 1, n), rand(components, n), tril(components, dim=n).requires_grad_()
+    observed = torch.ones(*frames, 1, n, dtype=torch.bool)
+    if gaps in ("blocks", "both"):
+        observed[3:15, :, :, 1:3] = False
+        observed[15:25] = False  # whole frames
+    if gaps in ("random", "both"):
+        observed &= torch.rand(*frames, 1, n) > 0.2
+    mask = None if gaps == "none" else observed
+    fast = D.MultivariateNormal(loc, L).log_prob(x, mask)
+    each = torch.stack(
+        [
+            D.MultivariateNormal(loc[k][o], torch.linalg.cholesky((L @ L.mT)[k][o][:, o])).log_prob(
+                x[t, b, 0, o]
+            )
+            for t, b in itertools.product(*map(range, frames))
+            for o in [observed[t, b, 0]]
+            for k in range(components)
+        ]
+    ).reshape(*frames, components)
+    torch.testing.assert_close(fast, each, **CLOSE)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(v.square().sum(), L, retain_graph=True)[0].tril() for v in (fast, each)),
+        **CLOSE,
+    )
+
+
 @pytest.mark.parametrize("kind", [normal, bernoulli, categorical, multivariate])
 def test_kl(kind):
     (q, tq), (p, tp) = kind(), kind()
@@ -168,6 +199,20 @@ def test_kl_of_a_class_without_probability_is_finite():
     q = D.Categorical(torch.tensor([[0.0, -torch.inf]]))
     p = D.Categorical(torch.tensor([[0.0, 0.0]]))
     torch.testing.assert_close(q.kl(p), torch.tensor([math.log(2)]))
+
+
+def test_power_spectrum_has_first_and_second_derivatives():
+    y = torch.randn(3, 1, 2, requires_grad=True)
+    x = torch.rand(3, 4, 2, requires_grad=True)
+
+    def log_prob(y, x):
+        return D.PowerSpectrum(y).log_prob(x)
+
+    assert torch.allclose(log_prob(y, x), (-math.log(math.pi) - y - x * torch.exp(-y)).sum(-1), **CLOSE)
+    assert torch.autograd.gradcheck(log_prob, (y, x))
+    assert torch.autograd.gradgradcheck(log_prob, (y, x))
+    rows = torch.func.vmap(torch.func.grad(lambda y: log_prob(y, x[0, 0]).sum()))(y[:, 0])
+    assert torch.allclose(rows, x[0, 0] * torch.exp(-y[:, 0]) - 1, **CLOSE)
 
 
 def test_power_spectrum_takes_no_logarithm_of_the_data():

@@ -83,9 +83,25 @@ def test_recurrences_are_loops(T, z, n, reverse):
         close(ours, theirs)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("T", "N", "n"), [(60, 1, 2), (90, 7, 1), (90, 30, 3), (40, 5, 400), (10, 4, 2)])
+def test_the_last_matrix_is_that_of_all_later_steps(T, N, n, reverse):
+    """By powers of it, and by the loop in place; with gradients."""
+    g = torch.Generator().manual_seed(T)
+    F = (torch.randn(N, 1, 3, 3, generator=g, dtype=torch.float64) / 3).requires_grad_()
+    v = torch.randn(T, 1, 3, n, generator=g, dtype=torch.float64).requires_grad_()
+    whole = torch.cat([F, F[-1:].expand(T - N, 1, 3, 3)])
+    found = []
+    for matrices in (F, whole):
+        h = linear_recurrence(matrices, v, reverse)
+        found.append((h, *torch.autograd.grad(h.square().sum(), [F, v])))
+    for ours, theirs in zip(*found, strict=True):
+        close(ours, theirs)
+
+
 def test_a_recurrence_refuses_shapes_that_do_not_fit():
-    with pytest.raises(ValueError, match=r"F should have shape \(T, ..., z, z\) for v"):
-        linear_recurrence.__wrapped__(torch.zeros(3, 2, 2), torch.zeros(4, 2, 1))
+    with pytest.raises(ValueError, match=r"F should have shape \(N, ..., z, z\), N <= T, for v"):
+        linear_recurrence.__wrapped__(torch.zeros(5, 2, 2), torch.zeros(4, 2, 1))
 
 
 @pytest.mark.parametrize("method", GENERAL)

@@ -22,6 +22,7 @@ from dynavae import (
     scan,
 )
 from dynavae.distributions import MultivariateNormal
+from dynavae.model import Frame, Past, Present
 from dynavae.noise import draw
 from dynavae.testing import sequences, small
 
@@ -125,6 +126,57 @@ def test_equal_regimes_are_one_lgssm():
     close(smoothed.mean.reshape(9, 5, 3, 2)[:, 0].transpose(0, 1), mean.detach(), atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("x_dim", [1, 7])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_the_information_form_is_the_textbook_update(x_dim, gaps):
+    """Density, belief and gradient of one frame, against a gain and a covariance in the space of what is observed."""
+    torch.manual_seed(0)
+    n, K, B = 3, 4, 20
+    model = SLDS(x_dim=x_dim, states=3, h_dim=n, control_dim=2).double()
+    root = torch.randn(K, B, n, n).double()
+    z = torch.randint(3, (K, B, 1)).double()
+    h = torch.randn(K, B, n).double(), root @ root.mT, torch.zeros(K, B, 3).double(), (z > 0).double()
+    control, x = torch.randn(B, 2).double(), 3 * torch.randn(B, x_dim).double()
+    observed = torch.rand(B, x_dim) > 0.4 if gaps else torch.ones(B, x_dim, dtype=torch.bool)
+    past = Past(None, h, control, None)
+    present = Present(None, model.absorb(past, z), control, None)
+    p_x = model.likelihood(present)
+    log_p = p_x.log_prob(x, observed)
+    mean, covariance, *_ = model.update(present, model.features(Frame(x, observed, control)))
+    joint = model.posterior(past, model.features(Frame(x, observed, control))).logits[..., 0, :]
+
+    _, Q, R = model.covariances
+    expected, grown = torch.zeros(K, B).double(), torch.zeros(K, B, 3).double()
+    for k, b in itertools.product(range(K), range(B)):
+        o = observed[b]
+
+        def believed(s, k=k, b=b):
+            if not h[3][k, b, 0]:
+                return h[0][k, b], h[1][k, b]
+            return model.A[s] @ h[0][k, b] + model.B @ control[b] + model.b[s], model.A[s] @ h[1][
+                k, b
+            ] @ model.A[s].mT + Q[s]
+
+        for s in range(3):
+            m, P = believed(s)
+            C, S = model.C[s][o], (model.C[s] @ P @ model.C[s].mT + R[s])[o][:, o]
+            e = (x[b] - model.C[s] @ m - model.D @ control[b] - model.d[s])[o]
+            if o.any():
+                grown[k, b, s] = torch.distributions.MultivariateNormal(torch.zeros_like(e), S).log_prob(e)
+            if s == z[k, b]:
+                gain = P @ C.mT @ torch.linalg.inv(S)
+                expected[k, b] = grown[k, b, s]
+                close(mean[k, b], m + gain @ e, atol=1e-9, rtol=1e-9)
+                close(covariance[k, b], P - gain @ C @ P, atol=1e-9, rtol=1e-9)
+    close(log_p, expected, atol=1e-9, rtol=1e-9)
+    close(joint.softmax(-1), grown.softmax(-1), atol=1e-9, rtol=1e-9)
+    close(MultivariateNormal(p_x.loc, p_x.scale_tril).log_prob(x, observed), log_p, atol=1e-9, rtol=1e-9)
+    weights = [model.C, model.raw_R, model.raw_Q, model.d, model.D]
+    by_form, by_book = (torch.autograd.grad(v.sum(), weights) for v in (log_p, expected))
+    for a, b in zip(by_form, by_book, strict=True):
+        close(a, b, atol=1e-8, rtol=1e-8)
+
+
 def test_gaps_are_integrated_out_not_drawn(model):
     """A whole missing frame: with one particle and fixed switches the likelihood is the Kalman filter's, not an estimate."""
     batch = sequences(model, (6, 6), missing=True)
@@ -134,7 +186,9 @@ def test_gaps_are_integrated_out_not_drawn(model):
 
 
 def test_tasks(model):
-    data = generate(model, batch=3, length=12, seed=1).x
+    made = generate(model, batch=3, length=12, seed=1)
+    assert not made.mean.requires_grad
+    data = made.x
     data[0, 4:7] = NAN
     data[1, 3, 0] = NAN
     assert forecast(model, data, horizon=4, samples=20).samples.isfinite().all()

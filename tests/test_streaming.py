@@ -16,10 +16,11 @@ from dynavae.exact import kalman
 from dynavae.noise import Noise, draw
 from dynavae.tasks import capabilities, export_step, step_inputs
 from dynavae.tasks.common import noise as noise_by_sequence
-from dynavae.tasks.streaming import Stream, leaves
+from dynavae.tasks.streaming import Stream
 from dynavae.testing import law_stream, sequences, small
 from dynavae.testing.equality import frames
 from dynavae.testing.streams import frame_noise, run
+from dynavae.tree import leaves
 
 NAN = float("nan")
 CAUSAL = {

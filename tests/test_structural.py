@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynavae import LGSSM, Sequences, fit_em, forecast, structural_model
+from dynavae import LGSSM, Sequences, em, fit_em, forecast, structural_model
 from dynavae.data import load_classic
 from dynavae.exact import kalman
 from dynavae.exact.structural import autoregressive, cycle, level, seasonal, structural, trend
@@ -84,6 +84,49 @@ def test_em_arrives_at_the_maximum_of_statsmodels():
     assert ours <= best.llf + 1e-4
     assert [p.R.item(), p.Q.item()] == pytest.approx(best.params, rel=0.03)
     assert p.A.item() == 1.0 and p.C.item() == 1.0
+
+
+POLISHED = {
+    "nile": (lambda: load_classic("nile").x / 100, [level()], {"level": "llevel"}, 1e4, 0.5),
+    "trend": (lambda: torch.tensor(walk()).reshape(1, -1, 1), [trend()], {"level": "lltrend"}, 1e4, 0.5),
+    "co2": (
+        lambda: load_classic("co2").x - 330, [trend(), seasonal(12)], {"level": "lltrend", "seasonal": 12}, 1e4, 0.05
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n if n != "co2" else pytest.param(n, marks=pytest.mark.slow) for n in POLISHED]
+)
+def test_em_and_polish_arrive_at_the_maximum_of_statsmodels(name):
+    """Where EM crawls, too: the likelihood is at most 1e-4 nats below the other's."""
+    series, components, spec, initial, start = POLISHED[name]
+    x = series()
+    best = reference(x[0, :, 0].numpy(), initial, **spec).fit(disp=0, maxiter=2000, method="lbfgs").llf
+    model = structural_model(*components, initial_variance=initial, start=start).double()
+    data = Sequences.from_arrays(x)
+    fit_em(model, data, iterations=20, tolerance=None, progress=False)
+    with torch.no_grad():
+        by_em = float(model.exact_log_likelihood(data))
+    found = em.polish(model, data)
+    assert found == pytest.approx(float(model.exact_log_likelihood(data).detach()), abs=1e-9)
+    assert found > by_em
+    assert found >= best - 1e-4
+
+
+def test_polish_is_an_option_of_fit_em_and_refuses():
+    x = torch.tensor(walk()).reshape(1, -1, 1)
+    plain, polished = (structural_model(level(), start=0.5).double() for _ in range(2))
+    fit_em(plain, x, iterations=3, progress=False)
+    fit_em(polished, x, iterations=3, polish=20, progress=False)
+    values = [float(m.exact_log_likelihood(Sequences.from_arrays(x)).detach()) for m in (plain, polished)]
+    assert values[1] > values[0]
+    with pytest.raises(ValueError, match=r"polish climbs the likelihood of train alone"):
+        fit_em(plain, x, x, polish=5, progress=False)
+    with pytest.raises(ValueError, match=r"iterations should be at least 1; got 0"):
+        em.polish(plain, x, 0)
+    with pytest.raises(ValueError, match=r"all parameters of this LGSSM are held"):
+        em.polish(structural_model(level(0.1), noise=1.0).double(), x)
 
 
 def test_the_model_is_that_of_its_components():

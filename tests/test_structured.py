@@ -26,7 +26,8 @@ class Linear(SVAE):
         return Potentials(torch.full_like(u, precision), self.gain * u / self.spread**2)
 
     def likelihood(self, present):
-        return Normal(self.gain * present.h, torch.full_like(present.h, self.spread))
+        z = present.h[0]
+        return Normal(self.gain * z, torch.full_like(z, self.spread))
 
 
 @pytest.mark.parametrize("control_dim", [0, 2])
@@ -38,10 +39,10 @@ def test_matching_potentials_make_the_bound_the_exact_evidence(gaps, control_dim
         hidden = torch.zeros_like(batch.observed)
         hidden[0, 1:3] = hidden[2, -1] = True
         batch = batch.hide(hidden)
-    m0, A, b = (p.detach() for p in (model.m0, model.A, model.b))
-    P0, Q = (torch.diag(s.detach() ** 2) for s in model.scales)
+    m0, A, b = (p.detach() for p in (model.dynamics.m0, model.dynamics.A, model.dynamics.b))
+    P0, Q = (torch.diag(s.detach() ** 2) for s in model.dynamics.scales)
     eye = torch.eye(3, dtype=torch.float64)
-    B = None if model.B is None else model.B.detach()
+    B = None if model.dynamics.B is None else model.dynamics.B.detach()
     params = kalman.LinearGaussian(m0, P0, A, Q, model.gain * eye, model.spread**2 * eye, B, None, b)
     x, observed = batch.x.transpose(0, 1), batch.observed.transpose(0, 1)
     control = None if batch.control is None else batch.control.transpose(0, 1)

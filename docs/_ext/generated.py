@@ -212,8 +212,9 @@ def exact_speed() -> str:
     records = json.loads((RESULTS / "exact_speed.json").read_text(encoding="utf-8"))
     rivals = list(dict.fromkeys(r["rival"] for r in records))
     rows = []
-    for case in dict.fromkeys((r["task"], r["batch"], r["steps"], r["dim"]) for r in records):
-        own = {r["rival"]: r for r in records if (r["task"], r["batch"], r["steps"], r["dim"]) == case}
+    keys = ("task", "batch", "steps", "dim", "missing")
+    for case in dict.fromkeys(tuple(r[key] for key in keys) for r in records):
+        own = {r["rival"]: r for r in records if tuple(r[key] for key in keys) == case}
         best = min(r["ms"] for r in own.values())
         cells = []
         for rival in rivals:
@@ -221,8 +222,9 @@ def exact_speed() -> str:
             memory = own[rival]["memory_mib"] if rival in own else None
             text = f"**{text}**" if rival in own and own[rival]["ms"] == best else text
             cells.append(text if memory is None else f"{text} ({memory:.0f})")
-        task, *size = case
-        rows.append([task, ", ".join(map(str, size)), *cells])
+        task, *size, missing = case
+        gaps = f", {missing:.0%} missing" if missing else ""
+        rows.append([task, ", ".join(map(str, size)) + gaps, *cells])
     heads = ("task", "B, T, z_dim", *(f"{rival}, ms (MiB)" for rival in rivals))
     return markdown(heads, rows) + "\n" + facts(records, ("hardware", "versions", "command"))
 

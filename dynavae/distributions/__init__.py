@@ -20,7 +20,7 @@ from dynavae.distributions.factorised import (
     standard_normal,
     total,
 )
-from dynavae.distributions.mixture import GaussianMixture
+from dynavae.distributions.mixture import GaussianMixture, MultivariateMixture
 from dynavae.distributions.multivariate import MultivariateNormal
 from dynavae.distributions.nade import NADE, NADEWeights
 from dynavae.distributions.structured import (
@@ -46,6 +46,7 @@ __all__ = [
     "Either",
     "GaussianMixture",
     "Laplace",
+    "MultivariateMixture",
     "MultivariateNormal",
     "NADEWeights",
     "Normal",

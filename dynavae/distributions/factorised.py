@@ -183,6 +183,35 @@ class Categorical(NamedTuple):
         return one_hot(x.long(), self.logits.shape[-1]).to(self.logits.dtype)
 
 
+class _ItakuraSaito(torch.autograd.Function):
+    """y + x e^-y and x e^-y. Frames of speech are wide: the backward is one pass over them in place of four."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = torch.exp(-y).mul(x)
+        return y + ratio, ratio
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, Tensor | None]:
+        y, x, ratio = ctx.saved_tensors
+        if torch.is_grad_enabled():  # someone wants second derivatives
+            ratio = x * torch.exp(-y)
+        by_x = grad * torch.exp(-y) if ctx.needs_input_grad[1] else None
+        return _like(torch.addcmul(grad, grad, ratio, value=-1), y), by_x if by_x is None else _like(by_x, x)
+
+
+def _like(grad: Tensor, a: Tensor) -> Tensor:
+    """Summed over the axes along which `a` was broadcast."""
+    return grad.sum_to_size(a.shape)
+
+
 class PowerSpectrum(NamedTuple):
     r"""Power :math:`|s|^2` of a zero-mean circular complex Gaussian coefficient with variance :math:`e^y`.
 
@@ -207,11 +236,9 @@ class PowerSpectrum(NamedTuple):
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         y = self.log_variance
-        terms = torch.addcmul(
-            y, x, torch.exp(-y)
-        )  # the constant joins after the sum: frames of speech are wide
+        terms, _ = _ItakuraSaito.apply(y, x)
         count = y.shape[-1] if observed is None else observed.sum(-1, dtype=y.dtype)
-        return -total(terms, observed) - math.log(math.pi) * count
+        return -total(terms, observed) - math.log(math.pi) * count  # the constant joins after the sum
 
     def kl(self, other: Any) -> Tensor | None:
         return None

@@ -17,7 +17,7 @@ from dynavae.distributions.factorised import (
     PowerSpectrum,
     StudentT,
 )
-from dynavae.distributions.mixture import GaussianMixture
+from dynavae.distributions.mixture import GaussianMixture, MultivariateMixture
 from dynavae.distributions.multivariate import MultivariateNormal
 from dynavae.distributions.nade import NADE
 
@@ -135,6 +135,7 @@ OWN_AXES: dict[type, tuple[int, ...]] = {
     PowerSpectrum: (1,),
     MultivariateNormal: (1, 2),
     GaussianMixture: (1, 2, 2),
+    MultivariateMixture: (1, 2, 3),
 }
 """Axes of each parameter that belong to one draw; whatever leads is time, particles, batch."""
 
@@ -161,7 +162,7 @@ def expand(d: Any, lead: tuple[int, ...]) -> Any:
     ):
         return d
     dim = d[0].shape[-1]  # a scale may be one number for all coordinates
-    shapes = [(*lead, dim) if k == 1 else (*lead, *a.shape[-2:]) for a, k in zip(d, own, strict=True)]
+    shapes = [(*lead, dim) if k == 1 else (*lead, *a.shape[-k:]) for a, k in zip(d, own, strict=True)]
     return type(d)(*(a.expand(shape) for a, shape in zip(d, shapes, strict=True)))
 
 

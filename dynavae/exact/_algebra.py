@@ -111,6 +111,15 @@ def regular(matrix: Float[Tensor, "*batch n n"], name: str) -> Float[Tensor, "*b
     return matrix + torch.diag_embed(extra)
 
 
+def regular_cholesky(matrix: Float[Tensor, "*batch n n"], name: str) -> Float[Tensor, "*batch n n"]:
+    """Lower Cholesky factor of the :func:`regular` matrix."""
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not info.any() and not _vanishing(factor, matrix.diagonal(dim1=-2, dim2=-1)).any():
+        return factor
+    return cholesky(regular(matrix, name), name)
+
+
 def _vanishing(factor: Tensor, diagonal: Tensor) -> Tensor:
     """Pivots that rounding alone would leave."""
     tiny = 16 * factor.shape[-1] * torch.finfo(factor.dtype).eps

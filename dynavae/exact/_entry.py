@@ -29,6 +29,8 @@ def entry(check: Callable[..., object]) -> Callable[[Callable[P, Out]], Callable
             check(**arguments)
             first = next(iter(arguments.values()))
             device = (first if isinstance(first, Tensor) else first[0]).device
+            if not torch.is_autocast_enabled(device.type):
+                return function(*args, **kwargs)
             with torch.autocast(device.type, enabled=False):
                 return function(*args, **kwargs)
 
@@ -60,7 +62,9 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], axes: str) ->
 
 def check_broadcast(name: str, tensor: Tensor, shape: tuple[int, ...], axes: str) -> None:
     """Require a shape that broadcasts to `shape`, its last axes, those after "..., " in `axes`, exactly."""
-    core = axes.split("..., ")[1].count(",") + 1
+    core = axes.count(",")
+    if tuple(tensor.shape) == tuple(shape[-core:]):
+        return
     leading = tensor.shape[: tensor.ndim - core]
     fits = tensor.ndim >= core and tuple(tensor.shape[tensor.ndim - core :]) == tuple(shape[-core:])
     target = shape[: len(shape) - core]

@@ -77,6 +77,8 @@ def groups(observed: Tensor) -> tuple[Group, Tensor]:
     """Groups of (T, B, x_dim) masks, and the mask of each group (T, U, x_dim)."""
     T, B, _ = observed.shape
     some = observed.any(-1)
+    if bool(observed.all()):
+        return Group(None, 1, some), observed[:, :1]
     valid = some.flip(0).cummax(0).values.flip(0)
     pattern = (observed | ~valid.unsqueeze(-1)).transpose(0, 1)
     unique, of = torch.unique(pattern.flatten(1), dim=0, return_inverse=True)

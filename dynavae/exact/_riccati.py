@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dynavae.exact._algebra import symmetric
-from dynavae.exact.joseph import joseph_update
+from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
-from dynavae.tree import tree_map
 
 STEADY = 16.0
 """Covariances closer than this many roundings are equal."""
@@ -28,32 +27,46 @@ SCAN = 24
 """More sequences with gaps of their own than this are worth a loop (measured on a 2-core CPU)."""
 
 
-def predicted_covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Tensor:
-    """P_{t|t-1} of the first N <= T steps (N, U, z, z); all after step N are as that one.
+class Covariances(NamedTuple):
+    """Of the first N steps, all (N, U, ., .): predicted, gain, filtered, and the Cholesky factor of C P C' + R."""
 
-    C and R are (U, x, z) and (U, x, x), or have T in front where gaps vary in time. Differentiable once.
+    P: Tensor
+    K: Tensor
+    P_f: Tensor
+    L: Tensor
+
+
+def covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances:
+    """The filter without its means, of the first N <= T steps; all after step N are as that one.
+
+    C and R are (x, z) and (x, x), or with gaps (T, U, x, z) and (T, U, x, x) of U patterns. Differentiable once.
     """
     with torch.no_grad():
-        P = _doubled(P0, A, Q, C, R, T) if C.ndim == 3 else _scanned(P0, A, Q, C, R)
-        P = _loop(P0, A, Q, C, R, T) if P is None else P
-    if any(a.requires_grad for a in (P0, A, Q, C, R)) and torch.is_grad_enabled():
-        P = (
-            P
-            if len(P) == T
-            else torch.cat([P, P[-1:].expand(_memory(P[-1:], A, C, R, T - len(P)), *P.shape[1:])])
-        )
-        return _Riccati.apply(P0, A, Q, C, R, P)  # type: ignore[no-any-return]
-    return P
+        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else _scanned(P0, A, Q, C, R)
+        found = _loop(P0, A, Q, C, R, T) if found is None else found
+    if torch.is_grad_enabled() and any(a.requires_grad for a in (P0, A, Q, C, R)):
+        P = _Riccati.apply(P0, A, Q, C, R, remembering(found, A, C, T).P)
+        return Covariances(P, *joseph_update(P, C, R))
+    return found
+
+
+def remembering(c: Covariances, A: Tensor, C: Tensor, T: int) -> Covariances:
+    """With as many more steps in the steady state as it takes for the derivative to be steady, too."""
+    more = _memory(A - A @ (c.K[-1] @ C), T - len(c.P)) if len(c.P) < T else 0
+    return Covariances(*(torch.cat([a, a[-1:].expand(more, *a.shape[1:])]) for a in c)) if more else c
 
 
 @torch.no_grad()
-def _memory(P: Tensor, A: Tensor, C: Tensor, R: Tensor, most: int) -> int:
-    """Steps until a change of P is forgotten, and with a steady value its derivative is steady; at most so many."""
-    F = A - A @ joseph_update(P, C, R)[0] @ C
+def _memory(F: Tensor, most: int) -> int:
+    """Steps until a change is forgotten, and with a steady value its derivative is steady; at most so many."""
     steps = 1
     while steps < most and F.isfinite().all() and F.square().sum((-1, -2)).amax() > torch.finfo(F.dtype).eps:
         F, steps = F @ F, 2 * steps
     return min(steps, most)
+
+
+def _predict(P: Tensor, A: Tensor, Q: Tensor) -> Tensor:
+    return symmetric((P @ A.mT).mT @ A.mT + Q)
 
 
 def difference(P: Tensor, other: Tensor) -> Tensor:
@@ -63,20 +76,25 @@ def difference(P: Tensor, other: Tensor) -> Tensor:
     return relative.abs().flatten(1).amax(1)
 
 
-def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Tensor | None:
+def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:
     """By doublings: what m steps do is known, and the covariances after 1, ..., m of them give m more."""
-    first, steps = _element(torch.zeros_like(A), P0, C, R), _element(A, Q, C, R)
-    if first is None or steps is None:
+    one = _element(torch.stack([torch.zeros_like(A), A]), torch.stack([P0, Q]), C, R)
+    if one is None:
         return None
-    P, tolerance = first.C, STEADY * torch.finfo(A.dtype).eps
-    while len(P) < T:
-        P = torch.cat([P, _after(P, steps)])
-        if len(P) >= 32 and difference(P[-1:], P[-2:-1]) <= tolerance:
+    # Behind those that started at P0 there is the one that started at zero: the same steps make its double of it.
+    P, F, J, tolerance = one.C, one.A[1], one.J[1], STEADY * torch.finfo(A.dtype).eps
+    eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+    while len(P) <= T:
+        inverse = torch.linalg.inv_ex(eye + P @ J)[0]
+        after = (torch.bmm(inverse, P) @ F.mT).mT @ F.mT + P[-1]  # the first product is symmetric
+        moved = inverse[-1] @ F
+        F, J, P = F @ moved, moved.mT @ J @ F + J, torch.cat([P[:-1], after])
+        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
             break
-        steps = _one_after_another(steps, steps)
-    P = torch.cat([P0.expand(1, *P.shape[1:]), symmetric(A @ P[:-1] @ A.mT + Q)])[:T]
-    P = _settled(P[: _moving(P, tolerance) + 1], A, Q, C, R)
-    return None if P is None else P[: _moving(P, tolerance)]
+    P = torch.cat([P0.unsqueeze(0), _predict(P[:-2], A, Q)])[:T].unsqueeze(1)
+    N = _moving(P, tolerance)
+    found = _settled(P[: N + 1], A, Q, C, R)
+    return None if found is None else Covariances(*(a[:N] for a in found))
 
 
 def _moving(P: Tensor, tolerance: float) -> int:
@@ -85,15 +103,18 @@ def _moving(P: Tensor, tolerance: float) -> int:
     return int(moving[-1]) + 2 if len(moving) else 1
 
 
-def _scanned(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor | None:
+def _scanned(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covariances | None:
     if C.shape[1] > SCAN:
         return None
-    first, steps = _element(torch.zeros_like(A), P0, C[:1], R[:1]), _element(A, Q, C[1:], R[1:])
-    if first is None or steps is None:
+    T = len(C)
+    first, later = (
+        torch.stack([a, b]).unsqueeze(1)[[0] + [1] * (T - 1)] for a, b in ((torch.zeros_like(A), A), (P0, Q))
+    )
+    elements = _element(first, later, C, R)
+    if elements is None:
         return None
-    elements = tree_map(lambda a, b: torch.cat([a, b]), first, steps)
     P = associative_scan(_one_after_another, elements).C
-    P = torch.cat([P0.expand(1, *P.shape[1:]), symmetric(A @ P[:-1] @ A.mT + Q)])
+    P = torch.cat([P0.expand(1, *P.shape[1:]), _predict(P[:-1], A, Q)])
     return _settled(P, A, Q, C, R)
 
 
@@ -106,16 +127,14 @@ class _Steps(NamedTuple):
 
 
 def _element(A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> _Steps | None:
-    """One step for U patterns, or T of them; None if it is singular. The leading axis is time."""
-    C, R = (a if a.ndim == 4 else a.unsqueeze(0) for a in (C, R))
-    CQ = C @ Q
-    L, info = torch.linalg.cholesky_ex(symmetric(CQ @ C.mT + R))
+    """Single steps, None if one is singular. The first is an update without a step before: A = 0 and Q = P0."""
+    QC = Q @ C.mT
+    L, info = torch.linalg.cholesky_ex(symmetric(QC.mT @ C.mT + R))
     if info.any():
         return None
-    K = torch.cholesky_solve(CQ, L).mT
-    keep = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device) - K @ C
+    K, filtered = joseph_gain(Q, QC, C, R, L)
     white = torch.linalg.solve_triangular(L, C @ A, upper=False)
-    return _Steps(keep @ A, symmetric(keep @ Q @ keep.mT + K @ R @ K.mT), white.mT @ white)
+    return _Steps(A - K @ (C @ A), filtered, white.mT @ white)
 
 
 def _one_after_another(i: _Steps, j: _Steps) -> _Steps:
@@ -124,45 +143,57 @@ def _one_after_another(i: _Steps, j: _Steps) -> _Steps:
     return _Steps(j.A @ A, j.A @ C @ j.A.mT + j.C, A.mT @ j.J @ i.A + i.J)
 
 
-def _after(P: Tensor, j: _Steps) -> Tensor:
-    """The covariances after these steps, of those before."""
-    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    return j.A @ torch.linalg.solve(eye + P @ j.J, P) @ j.A.mT + j.C
-
-
-def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Tensor | None:
+def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covariances | None:
     """Candidates after a few steps of the recursion side by side; None unless each then leads to the next."""
-    if len(P) == 1:
-        return P
-    if C.ndim == 4:
-        C, R = C[:-1], R[:-1]
-    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    for _ in range(4):
-        CP = C @ P[:-1]
-        L, info = torch.linalg.cholesky_ex(symmetric(CP @ C.mT + R))
-        if info.any() or not P.isfinite().all():
+    tolerance = STEADY * torch.finfo(P.dtype).eps
+    for attempt in range(5):
+        PC = P @ C.mT
+        L, info = torch.linalg.cholesky_ex(symmetric(PC.mT @ C.mT + R))
+        if info.any():
             return None
-        K = torch.cholesky_solve(CP, L).mT
-        keep = eye - K @ C
-        following = symmetric(A @ (keep @ P[:-1] @ keep.mT + K @ R @ K.mT) @ A.mT + Q)
-        close = difference(following, P[1:]).amax() <= 4 * STEADY * torch.finfo(P.dtype).eps
+        K, P_f = joseph_gain(P, PC, C, R, L)
+        following = _predict(P_f[:-1], A, Q)
+        if bool((difference(following, P[1:]) <= (tolerance if attempt == 0 else 4 * tolerance)).all()):
+            return Covariances(P, K, P_f, L)
         P = torch.cat([P[:1], following])
-        if close:
-            return P
     return None
 
 
-def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Tensor:
+def _loop(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances:
     """One step after the other, until steady."""
-    varies, eps = C.ndim == 4, torch.finfo(A.dtype).eps
-    P = [P0.expand(C.shape[-3], *P0.shape[-2:])]
-    for t in range(T - 1):
-        P.append(
-            symmetric(A @ joseph_update(P[-1], C[t] if varies else C, R[t] if varies else R, t)[1] @ A.mT + Q)
-        )
-        if not varies and t % 8 == 7 and difference(P[-1][None], P[-2][None]) <= STEADY * eps:
+    if C.ndim == 4:
+        return _with_gaps(P0, A, Q, C, R)
+    tolerance, steps, P = STEADY * torch.finfo(A.dtype).eps, [], P0.unsqueeze(0)
+    for t in range(T):
+        steps.append((P, *joseph_update(P, C, R, t)))
+        P = _predict(steps[-1][2], A, Q)
+        if t % 8 == 7 and difference(P, steps[-1][0]) <= tolerance:
             break
-    return torch.stack(P)
+    return Covariances(*(torch.stack(a) for a in zip(*steps, strict=True)))
+
+
+def _with_gaps(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covariances:
+    """One step after the other, of U patterns at once, with few calls in each step.
+
+    The Joseph form (I - KC) P (I - KC)' + K R K', with D = (I - KC) P, is D - (D C' - K R) K'.
+    """
+    P, steps, failed = P0.expand(C.shape[1], *P0.shape), [], []
+    for C_t, R_t in zip(C.unbind(0), R.unbind(0), strict=True):
+        PC = torch.bmm(P, C_t.mT)
+        L, info = torch.linalg.cholesky_ex(torch.baddbmm(R_t, C_t, PC))
+        K = torch.cholesky_solve(PC.mT, L).mT
+        D = torch.baddbmm(P, K, PC.mT, alpha=-1)
+        rest = torch.baddbmm(torch.bmm(K, R_t), D, C_t.mT, beta=-1)
+        P_f = torch.baddbmm(D, rest, K.mT, alpha=-1)
+        steps.append((P, K, P_f, L))
+        failed.append(info)
+        P = _predict(P_f, A, Q)
+    found = Covariances(*(torch.stack(a) for a in zip(*steps, strict=True)))
+    wrong = torch.stack(failed).any(1).nonzero()
+    if len(wrong):
+        t = int(wrong[0])
+        joseph_update(found.P[t], C[t], R[t], t)  # says so
+    return found._replace(P_f=symmetric(found.P_f))
 
 
 class _Riccati(torch.autograd.Function):
@@ -192,7 +223,7 @@ class _Riccati(torch.autograd.Function):
             missing = len(C) - len(dC)
             dC, dR = (torch.cat([a, a.new_zeros(missing, *a.shape[1:])]) for a in (dC, dR))
         else:
-            dC, dR = dC.sum(0), dR.sum(0)
+            dC, dR = dC.sum((0, 1)), dR.sum((0, 1))
         return _sum_to(adjoint[0], P0), dA, into.sum((0, 1)), dC, dR, None
 
 

@@ -17,7 +17,7 @@ from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact.joseph import joseph_filter, joseph_smoother
 from dynavae.exact.linear_gaussian import LinearGaussian, observed_emission
 from dynavae.exact.parallel import parallel_filter, parallel_smoother
-from dynavae.exact.shared import one_for_all, shared_filter, shared_smoother, varying
+from dynavae.exact.shared import shared_filter, shared_smoother, varying
 from dynavae.exact.square_root import square_root_filter, square_root_smoother
 from dynavae.tree import tree_map
 
@@ -36,13 +36,13 @@ SHARED_STEPS, SCAN_STEPS, SCAN_WORK = 12, 32, 300
 """From so many steps on `auto` shares, and scans; it scans batches of at most SCAN_WORK / z_dim^2 sequences."""
 
 
-def choose(params: LinearGaussian, T: int, B: int, one: bool = True) -> str:
+def choose(params: LinearGaussian, T: int, B: int) -> str:
     """The form that `method="auto"` takes, by what was measured on a 2-core CPU (benchmarks/exact_forms.py).
 
-    A constant model: `shared`, the fastest from about 12 steps on, whatever the batch. (For the smoother: if the sequences
-    also share their gaps, `one`.) Matrices that vary in time or over sequences: `parallel` for long sequences in small
-    batches of small states, where a loop is all overhead; else `joseph`. Never `square_root`: float32 is computed in
-    float64 instead, which is as accurate and faster, except on a device that has no float64.
+    A constant model: `shared`, the fastest from about 12 steps on, whatever the batch. Matrices that vary in time or over
+    sequences: `parallel` for long sequences in small batches of small states, where a loop is all overhead; else `joseph`.
+    Never `square_root`: float32 is computed in float64 instead, which is as accurate and faster, except on a device that has
+    no float64.
 
     Example:
         >>> I = torch.eye(2)
@@ -52,7 +52,7 @@ def choose(params: LinearGaussian, T: int, B: int, one: bool = True) -> str:
     """
     if params.m0.device.type == "mps":
         return "square_root"
-    if one and T >= SHARED_STEPS and varying(params) is None:
+    if T >= SHARED_STEPS and varying(params) is None:
         return "shared"
     z = params.m0.shape[-1]
     return "parallel" if T >= SCAN_STEPS and B * z**2 <= SCAN_WORK else "joseph"
@@ -101,7 +101,7 @@ def run_smoother(method: str, params: LinearGaussian, filtered: Filtered) -> Smo
         return square_root_smoother(params, filtered)
     dtype, source = filtered.mean.dtype, widened(filtered)
     params = tree_map(lambda a: a.to(source.mean.dtype), params)
-    smoothed = SMOOTHERS[choose(params, *source.mean.shape[:2], one=one_for_all(source))](params, source)
+    smoothed = SMOOTHERS[choose(params, *source.mean.shape[:2])](params, source)
     return tree_map(lambda a: a.to(dtype), smoothed)
 
 

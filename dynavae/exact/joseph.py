@@ -22,7 +22,7 @@ from dynavae.exact._algebra import (
     into_later,
     matvec,
     per_step,
-    regular,
+    regular_cholesky,
     symmetric,
 )
 from dynavae.exact._results import Filtered, Smoothed
@@ -31,11 +31,19 @@ from dynavae.exact.linear_gaussian import Emission, LinearGaussian
 
 def joseph_update(P: Tensor, C: Tensor, R: Tensor, t: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Gain, filtered covariance and Cholesky factor of S, from the predicted covariance."""
-    CP = C @ P
-    L = cholesky(symmetric(CP @ C.mT + R), "S_t = C P C' + R", t)
-    K = torch.cholesky_solve(CP, L).mT
+    PC = P @ C.mT
+    L = cholesky(symmetric(PC.mT @ C.mT + R), "S_t = C P C' + R", t)
+    return (*joseph_gain(P, PC, C, R, L), L)
+
+
+def joseph_gain(P: Tensor, PC: Tensor, C: Tensor, R: Tensor, L: Tensor) -> tuple[Tensor, Tensor]:
+    """Gain and filtered covariance, of S = L L'.
+
+    Constant matrices stand on the right, where a product of many matrices with one is one product.
+    """
+    K = torch.cholesky_solve(PC.mT, L).mT
     keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - K @ C
-    return K, symmetric(keep @ P @ keep.mT + K @ R @ K.mT), L
+    return K, symmetric(keep @ P @ keep.mT + K @ R @ K.mT)
 
 
 def joseph_filter(params: LinearGaussian, emission: Emission, f: Tensor) -> Filtered:
@@ -66,8 +74,8 @@ def joseph_filter(params: LinearGaussian, emission: Emission, f: Tensor) -> Filt
 def reversed_kernel(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor, Tensor]:
     """Gain G_t and covariance V_t of p(z_t | z_{t+1}, x_1:t) = N(m_{t|t} + G_t (z_{t+1} - m_{t+1|t}), V_t)."""
     A, Q, P = into_later(params.A), into_later(params.Q), filtered.covariance[:-1]
-    L = cholesky(regular(filtered.predicted_covariance[1:], "P_{t+1|t}"), "P_{t+1|t} = A P A' + Q")
-    G = torch.cholesky_solve(A @ P, L).mT
+    L = regular_cholesky(filtered.predicted_covariance[1:], "P_{t+1|t} = A P A' + Q")
+    G = torch.cholesky_solve((P @ A.mT).mT, L).mT
     keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - G @ A
     return G, symmetric(keep @ P @ keep.mT + G @ Q @ G.mT)
 

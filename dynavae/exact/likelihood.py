@@ -1,10 +1,9 @@
 r"""The log-likelihood of the linear-Gaussian state-space model with a gradient of its own, for training.
 
-The value is that of :func:`~dynavae.exact.kalman.kalman_filter`. The gradient is the adjoint recursion of the filter,
-written out: with r and N those of the disturbance smoother, the adjoints of the predicted mean and covariance are r and
-:math:`\tfrac12 (r r^\top - N)`, so the backward pass has no factorisation, and nothing is kept but what the filter
-computes. Covariances are shared by sequences that miss the same values. Values are computed in float64, the
-gradient in the type of the parameters.
+The value is that of :func:`~dynavae.exact.kalman.kalman_filter`. The gradient is the adjoint of the filter written out, with
+the covariances shared by sequences that miss the same values: the means need one recursion backward in time, and so do the
+covariances, :math:`\Lambda_t = \Phi_t^\top \Lambda_{t+1} \Phi_t + \partial_{P_t}` with :math:`\Phi_t = A (I - K_t C)`; all
+else is done for all steps at once, without a factorisation. Everything is computed in float64.
 
 References: Koopman and Shephard, Exact Score for Time Series Models in State Space Form, 1992. De Jong, Smoothing and
 Interpolation with the State-Space Model, 1989.
@@ -12,8 +11,6 @@ Interpolation with the State-Space Model, 1989.
 
 from __future__ import annotations
 
-import functools
-import math
 from typing import Any
 
 import torch
@@ -21,11 +18,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dynavae.exact._algebra import symmetric
 from dynavae.exact._entry import entry
-from dynavae.exact._patterned import Updated, covariances, groups, innovation, unpacked
+from dynavae.exact._innovations import adjoints, means, times
+from dynavae.exact._patterned import groups
+from dynavae.exact._riccati import covariances, remembering
 from dynavae.exact.linear_gaussian import LinearGaussian, check_constant, offsets
-from dynavae.exact.shared import shared_log_likelihood
-from dynavae.tree import tree_map
+from dynavae.exact.recurrence import congruence_recurrence, folded, products
+from dynavae.exact.shared import Columns, log_density, masked, plain, transfer
 
 
 @entry(check_constant)
@@ -56,92 +56,83 @@ def log_likelihood(
     T, B, _ = x.shape
     observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
-    if params.m0.device.type != "mps" and bool(observed.all()):
-        wide = tree_map(lambda a: a.double() if a.is_floating_point() else a, (params, x, observed, f, g))
-        return shared_log_likelihood(*wide).to(x.dtype)
-    y = torch.where(observed, torch.where(observed, x, 0.0) - g, 0.0).double()
-    fixed = (a.double() for a in (params.m0, params.P0, params.A, params.Q, params.C, params.R))
-    value: Tensor = _LogLikelihood.apply(*fixed, f.double(), y, observed, x.dtype)
+    p, complete = plain(params), bool(observed.all())
+    y = x if complete else torch.where(observed, x, 0.0)
+    if params.D is not None or params.d is not None:
+        y = y - g if complete else torch.where(observed, y - g, 0.0)
+    driven = None if params.B is None and params.b is None else f
+    tensors: tuple[Tensor | None, ...] = (p.m0, p.P0, p.A, p.Q, p.C, p.R, driven, y)
+    if x.device.type != "mps":
+        tensors = tuple(None if a is None else a.double() for a in tensors)
+    value: Tensor = _LogLikelihood.apply(*tensors, observed)
     return value.to(x.dtype)
 
 
 class _LogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        m0: Tensor,
-        P0: Tensor,
-        A: Tensor,
-        Q: Tensor,
-        C: Tensor,
-        R: Tensor,
-        f: Tensor,
-        y: Tensor,
-        observed: Tensor,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        group, patterns = groups(observed)
-        steps = covariances(P0, A, Q, C, R, group, patterns)
-        m, means, whites = m0.expand(y.shape[1], -1), [], []
-        total = -0.5 * math.log(2 * math.pi) * observed.sum((0, 2)).to(y.dtype)
-        for t, s in enumerate(steps):
-            valid = group.valid[t]
-            white = innovation(s, group, y[t], m)
-            total = total - torch.where(valid, 0.5 * white.square().sum(-1) + group.gather(s.log_det), 0.0)
-            means.append(m)
-            whites.append(torch.where(valid.unsqueeze(-1), white, 0.0))
-            if t + 1 < len(steps):
-                m = (m + group.apply(s.W.mT, whites[-1])) @ A.mT + f[t + 1]
-        # The filter has to be accurate for its covariances to be positive; its adjoint is as accurate as the model.
-        narrow = functools.partial(tree_map, lambda a: a.to(dtype) if a.is_floating_point() else a)
-        ctx.save_for_backward(*narrow((A, C, R)))
-        ctx.run = narrow(tuple(steps)), group, narrow(tuple(means)), narrow(tuple(whites))
-        return total
+        ctx: Any, m0: Tensor, P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor,
+        f: Tensor | None, y: Tensor, observed: Tensor,
+    ) -> Tensor:  # fmt: skip
+        (T, B, _), (group, seen) = y.shape, groups(observed)
+        complete = bool(seen.all())
+        of = None if group.number == 1 else torch.arange(B, device=y.device) if group.of is None else group.of
+        columns = Columns(of, T, B)
+        C, R = (C, R) if complete else masked(C, R, seen)
+        c = covariances(P0, A, Q, C, R, T)
+        if any(ctx.needs_input_grad[1:6]):
+            c = remembering(c, A, C, T)
+        V, Omega = transfer(c, A, C)
+        start, driven = columns.split(m0.expand(1, B, -1))[0], None if f is None else columns.split(f)
+        s, white = means(start, columns.gather(Omega), columns.split(y), driven)
+        count = y.shape[-1] if complete else observed.sum(-1).to(y.dtype)
+        value = log_density(c, white, columns, count)
+        ctx.save_for_backward(A, C, c.P, c.K, c.P_f, V, Omega, s, white, group.valid, seen)
+        ctx.columns = columns
+        return (value if complete and bool(group.valid.all()) else torch.where(group.valid, value, 0.0)).sum(
+            0
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        A, C, R = ctx.saved_tensors
-        steps, group, means, whites = ctx.run
-        T, (rows, z) = len(steps), means[0].shape
-        scale = grad.unsqueeze(-1).to(A)
-        dA, dQ, dC, dR, dP0 = (torch.zeros_like(a) for a in (A, A, C, R, A))
-        df, dy = A.new_zeros(T, rows, z), A.new_zeros(T, rows, len(C))
-        # Adjoints of the filtered moments: r of each sequence, N the sum over a group.
-        r, N = A.new_zeros(rows, z), A.new_zeros(group.number, z, z)
-        for t in range(T - 1, -1, -1):
-            s, valid = steps[t], group.valid[t].unsqueeze(-1)
-            n = group.total(torch.where(valid, scale, 0.0))[..., None]
-            u = group.apply(s.V.mT, torch.where(valid, whites[t] - group.apply(s.W, r), 0.0))
-            r = r + group.apply(s.packed.C.mT, u)
-            WN = s.W @ N
-            U, UN = (s.V.mT @ torch.cat([s.W, WN], -1)).chunk(2, -1)  # U = F^-1 C P
-            # dC = sum u z_smoothed' - F^-1 C P (n I - N P_f),  dR = (sum u u' - n F^-1 - F^-1 C P N P C' F^-1) / 2
-            observed_C = group.outer(scale * u, means[t] + group.apply(s.P, r)) - n * U + UN @ s.P_f
-            observed_R = 0.5 * (group.outer(scale * u, u) - n * (s.V.mT @ s.V) - UN @ U.mT)
-            dC.index_add_(0, s.packed.index.flatten(), observed_C.flatten(0, 1))
-            _add_blocks(dR, s, observed_R)
-            dy[t] = -unpacked(s, group, scale * u, dy[t])
-            # From the filtered to the predicted covariance: N <- (I - KC)' N (I - KC) + n C' F^-1 C
-            NKC = s.B.mT @ WN
-            N = N - NKC - NKC.mT + s.B.mT @ (WN @ s.W.mT + n * torch.eye(s.W.shape[1]).to(A)) @ s.B
-            G = 0.5 * (group.outer(scale * r, r) - N)
-            df[t] = scale * r
-            if t > 0:
-                filtered = means[t - 1] + group.apply(steps[t - 1].W.mT, whites[t - 1])
-                dQ += G.sum(0)
-                dA += df[t].mT @ filtered + 2 * (G @ (A @ steps[t - 1].P_f)).sum(0)
-                r, N = r @ A, A.mT @ N @ A
-            else:
-                dP0 += G.sum(0)
-        dm0 = df[0].sum(0)
-        df[0] = 0.0  # nothing but m0 enters the first state
-        return (*(a.double() for a in (dm0, dP0, dA, dQ, dC, dR, df, dy)), None, None)
+        A, C, P, K, P_f, V, Omega, s, white, valid, seen = ctx.saved_tensors
+        columns, N, x = ctx.columns, len(P), white.shape[-2]
+        weights = grad * valid
+        # Through the means: adjoints of w_t and m_{t+1}, and the derivative of each Omega_t.
+        out, first = adjoints(columns.gather(Omega), s, -white * columns.split(weights.unsqueeze(-1)))
+        dOmega = columns.totals(products(out, s, N))
+        n = columns.totals(folded(columns.of_sequences(weights), N))
+        of_B, of_V, of_Phi, of_M = (
+            dOmega[..., :x, :-x], dOmega[..., :x, -x:], dOmega[..., x:, :-x], dOmega[..., x:, -x:]
+        )  # fmt: skip
+        # Omega = [[-V C, V], [A - M C, M]],  M = A K,  K = P C' S^-1,  S^-1 = V' V,  S = C P C' + R.
+        M = (K.mT @ A.mT).mT
+        of_M = of_M - of_Phi @ C.mT
+        of_V = of_V - of_B @ C.mT
+        of_K = (of_M.mT @ A).mT @ V.mT @ V
+        of_S = -0.5 * V.mT @ (of_V @ V.mT + n * torch.eye(x).to(V)) @ V  # of the density, log |S| too
+        of_S = symmetric(of_S - K.mT @ of_K)
+        of_P = symmetric(of_K @ C) + C.mT @ of_S @ C
+        Lambda = congruence_recurrence((A - M @ C).mT, of_P, reverse=True)
+        into = Lambda[1:]  # P_{t+1} = Phi P_t A' + Q, which to first order does not change with K
+        into_A = into @ A
+        through = M[:-1].mT @ into_A
+        dA = _sum(of_Phi) + _sum(of_M @ K.mT) + 2 * _sum(into_A @ P_f[:-1])
+        of_C = of_K.mT @ P - M.mT @ of_Phi - V.mT @ of_B + 2 * of_S @ (P @ C.mT).mT
+        dC = _sum(of_C) - 2 * _sum(through @ P_f[:-1])
+        of_R = torch.cat([of_S[:-1] + through @ K[:-1], of_S[-1:]])
+        if C.ndim == 4:
+            of_R = of_R * (seen.unsqueeze(-1) & seen.unsqueeze(-2))
+        dy = df = None
+        if ctx.needs_input_grad[6]:
+            df = columns.join(torch.cat([torch.zeros_like(first)[None], out[:-1, ..., x:, :]]))
+        if ctx.needs_input_grad[7]:
+            dy = columns.join(times(columns.gather(Omega)[..., -x:].mT, out))
+        dm0 = columns.join(first[None]).sum((0, 1))
+        return dm0, _sum(Lambda[:1]), dA, _sum(into), dC, _sum(of_R), df, dy, None
 
 
-def _add_blocks(total: Tensor, step: Updated, blocks: Tensor) -> None:
-    """Add each group's (k, k) block, in the places of its observed coordinates."""
-    index, mask = step.packed[:2]
-    place = index.unsqueeze(-1) * len(total) + index.unsqueeze(-2)
-    seen = mask.unsqueeze(-1) * mask.unsqueeze(-2)
-    total.view(-1).index_add_(0, place.flatten(), (blocks * seen).flatten())
+def _sum(a: Tensor) -> Tensor:
+    """Over steps and patterns."""
+    return a.sum((0, 1))

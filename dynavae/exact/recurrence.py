@@ -1,35 +1,37 @@
-r"""The linear recurrence :math:`h_t = F_t h_{t-1} + v_t` with few calls: blocks of time side by side.
+r"""The linear recurrences :math:`h_t = F_t h_{t-1} + v_t` and :math:`P_t = F_t P_{t-1} F_t^\top + V_t` with few calls.
 
-Within a block of about :math:`\sqrt T` steps the recurrence runs from zero, for all blocks at once, together with the
-products of the F_t; then the last states are carried from block to block, and added to what is in the block, times
-these products. About :math:`2 \sqrt T` calls that follow one another, and as much work again as a loop.
+Blocks of time run side by side: within a block of about :math:`\sqrt T` steps the recurrence starts from zero, for all
+blocks at once, together with the products of the F_t; then the last states are carried from block to block, and added to
+what is in the block, times these products. About :math:`2 \sqrt T` calls that follow one another. From where F no longer
+changes on, all blocks have the same matrices: they are columns of one product, and the products are powers.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynavae.exact.scan import associative_scan
-
-LOOP, WIDE, SMALL = 40, 1024, 5
-"""A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers; covariances of
-up to SMALL states are vectors (measured on a 2-core CPU)."""
+LOOP, WIDE, MANY, LARGE = 24, 384, 8, 512
+"""A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers, or if there are MANY matrices
+per step, or one covariance of all has LARGE numbers (measured on a 2-core CPU)."""
 
 
 def linear_recurrence(
-    F: Float[Tensor, "T *batch z z"], v: Float[Tensor, "T *batch z n"], reverse: bool = False
+    F: Float[Tensor, "N *batch z z"], v: Float[Tensor, "T *batch z n"], reverse: bool = False
 ) -> Float[Tensor, "T *batch z n"]:
     r""":math:`h_1 = v_1,\ h_t = F_t h_{t-1} + v_t`; in reverse, :math:`h_T = v_T,\ h_t = F_t h_{t+1} + v_t`.
 
     Differentiable, any number of times.
 
     Args:
-        F: matrices. The one of the first step (in reverse, of the last) is not read.
+        F: matrices of the first N <= T steps; the last of them is that of all later ones. The one of step 1 (in reverse, of
+            step T) is not read.
         v: what is added. Its n columns share the matrices: as many sequences, say, or one of each sequence of a batch.
         reverse: run from the end.
 
@@ -39,10 +41,12 @@ def linear_recurrence(
     Example:
         >>> linear_recurrence(torch.full((4, 1, 1), 2.0), torch.ones(4, 1, 1)).flatten()
         tensor([ 1.,  3.,  7., 15.])
+        >>> linear_recurrence(torch.full((1, 1, 1), 2.0), torch.ones(4, 1, 1)).flatten()
+        tensor([ 1.,  3.,  7., 15.])
     """
-    if F.shape[:-1] != v.shape[:-1] or F.shape[-1] != F.shape[-2]:
+    if F.shape[1:-1] != v.shape[1:-1] or F.shape[-1] != F.shape[-2] or not 1 <= len(F) <= len(v):
         raise ValueError(
-            f"F should have shape (T, ..., z, z) for v (T, ..., z, n) = {tuple(v.shape)}; got {tuple(F.shape)}."
+            f"F should have shape (N, ..., z, z), N <= T, for v (T, ..., z, n) = {tuple(v.shape)}; got {tuple(F.shape)}."
         )
     return _Recurrence.apply(F, v, reverse)  # type: ignore[no-any-return]
 
@@ -52,7 +56,7 @@ def congruence_recurrence(
 ) -> Float[Tensor, "T *batch z z"]:
     r""":math:`P_1 = V_1,\ P_t = F_t P_{t-1} F_t^\top + V_t`, as covariances propagate; or the same from the end.
 
-    Small states as a recurrence of vec P with :math:`F \otimes F`, larger ones by an associative scan.
+    Differentiable, any number of times.
 
     Args:
         F: matrices. The one of the first step (in reverse, of the last) is not read.
@@ -63,28 +67,16 @@ def congruence_recurrence(
         >>> congruence_recurrence(torch.full((3, 1, 1), 2.0), torch.ones(3, 1, 1)).flatten()
         tensor([ 1.,  5., 21.])
     """
-    z = F.shape[-1]
-    if z > SMALL:
-        first, second = (slice(0, 1), slice(1, None)) if not reverse else (slice(-1, None), slice(0, -1))
-        parts = [torch.zeros_like(F[first]), F[second]]
-        F = torch.cat(parts[::-1] if reverse else parts)
-
-        def combine(i: tuple[Tensor, Tensor], j: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-            i, j = (j, i) if reverse else (i, j)
-            return j[0] @ i[0], j[0] @ i[1] @ j[0].mT + j[1]
-
-        return associative_scan(combine, (F, V), reverse=reverse)[1]
-    both = (F[..., :, None, :, None] * F[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
-    return linear_recurrence(both, V.flatten(-2).unsqueeze(-1), reverse).reshape(V.shape)
+    return _Congruence.apply(F, V, reverse)  # type: ignore[no-any-return]
 
 
 class _Recurrence(torch.autograd.Function):
-    """Its adjoint is the recurrence in reverse, with transposed matrices."""
+    """Its adjoint is the recurrence in the other direction, with transposed matrices."""
 
     @staticmethod
     def forward(ctx: Any, F: Tensor, v: Tensor, reverse: bool) -> Tensor:
-        T, *batch, z, n = v.shape
-        h = solve(F.reshape(T, -1, z, z), v.reshape(T, -1, z, n).clone(), reverse).reshape(T, *batch, z, n)
+        h = solve(F.reshape(len(F), -1, *F.shape[-2:]), v.reshape(len(v), -1, *v.shape[-2:]).clone(), reverse)
+        h = h.reshape(v.shape)
         ctx.save_for_backward(F, h)
         ctx.reverse = reverse
         return h
@@ -92,51 +84,145 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         F, h = ctx.saved_tensors
-        if ctx.reverse:  # the matrix of the other end is not read
-            adjoint = linear_recurrence(torch.cat([F[-1:], F[:-1]]).mT, grad)
-            return torch.cat([adjoint[:-1] @ h[1:].mT, torch.zeros_like(F[:1])]), adjoint, None
-        adjoint = linear_recurrence(torch.cat([F[1:], F[:1]]).mT, grad, reverse=True)
-        return torch.cat([torch.zeros_like(F[:1]), adjoint[1:] @ h[:-1].mT]), adjoint, None
+        N = len(F)
+        if ctx.reverse:  # F_{t-1}' into step t
+            adjoint = linear_recurrence(torch.cat([F[:1], F])[: len(h)].mT, grad)
+            dF = products(adjoint[:-1], h[1:], N)
+            return torch.cat([dF, torch.zeros_like(F[len(dF) :])]), adjoint, None
+        adjoint = linear_recurrence((F[1:] if N > 1 else F).mT, grad, reverse=True)  # F_{t+1}'
+        dF = products(adjoint[1:], h[:-1], max(N - 1, 1))
+        return torch.cat([torch.zeros_like(F[: N - len(dF)]), dF]), adjoint, None
+
+
+class _Congruence(torch.autograd.Function):
+    """Its adjoint is the congruence in the other direction, with transposed matrices."""
+
+    @staticmethod
+    def forward(ctx: Any, F: Tensor, V: Tensor, reverse: bool) -> Tensor:
+        P = _congruences(F.reshape(len(F), -1, *F.shape[-2:]), V.reshape(len(V), -1, *V.shape[-2:]), reverse)
+        P = P.reshape(V.shape)
+        ctx.save_for_backward(F, P)
+        ctx.reverse = reverse
+        return P
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        F, P = ctx.saved_tensors
+        moved = torch.cat([F[:1], F[:-1]] if ctx.reverse else [F[1:], F[:1]])
+        adjoint = congruence_recurrence(moved.mT, grad, not ctx.reverse)
+        here, before = (slice(-1), slice(1, None)) if ctx.reverse else (slice(1, None), slice(-1))
+        dF = adjoint[here] @ F[here] @ P[before].mT + adjoint[here].mT @ F[here] @ P[before]
+        unread = torch.zeros_like(F[:1])
+        return torch.cat([dF, unread] if ctx.reverse else [unread, dF]), adjoint, None
+
+
+def products(a: Tensor, b: Tensor, N: int) -> Tensor:
+    """a_t b_t' of the first N steps, the sum of all later ones added to the last: (T, ..., z, n) to (N, ..., z, z)."""
+    if len(a) <= N:
+        return a @ b.mT
+    rest = torch.einsum("t...in,t...jn->...ij", a[N - 1 :], b[N - 1 :]).unsqueeze(0) if N else a[:0]
+    return torch.cat([a[: N - 1] @ b[: N - 1].mT, rest]) if N > 1 else rest
+
+
+def folded(a: Tensor, N: int) -> Tensor:
+    """The first N of a_t, the sum of all later ones added to the last."""
+    return a if len(a) <= N else torch.cat([a[: N - 1], a[N - 1 :].sum(0, keepdim=True)])
 
 
 def solve(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
-    """The recurrence of F (T, batch, z, z) and v (T, batch, z, n), without a derivative; v may be overwritten."""
-    if v.numel() // len(v) >= WIDE or len(v) <= LOOP:
+    """The recurrence of F (N <= T, batch, z, z) and v (T, batch, z, n), without a derivative; v may be overwritten."""
+    T, N = len(v), min(len(F), len(v))
+    if T <= LOOP or v[0].numel() >= WIDE or v.shape[1] >= MANY:
         return _loop(F, v, reverse)
-    return _blocked(F.flip(0), v.flip(0)).flip(0) if reverse else _blocked(F, v)
+    if reverse:
+        late = _constant(F[N - 1], v[N - 1 : -1].flip(0), v[-1])
+        start = late[-1] if len(late) else v[-1]
+        early = _blocked(_affine, F[: N - 1].flip(0), v[: N - 1].flip(0), start)
+        return torch.cat([v[-1:], late, early]).flip(0)
+    early = torch.cat([v[:1], _blocked(_affine, F[1:N], v[1:N], v[0])])
+    return early if N == T else torch.cat([early, _constant(F[-1], v[N:], early[-1])])
+
+
+def _congruences(F: Tensor, V: Tensor, reverse: bool) -> Tensor:
+    if reverse:
+        return torch.cat([V[-1:], _blocked(_congruent, F[:-1].flip(0), V[:-1].flip(0), V[-1])]).flip(0)
+    return torch.cat([V[:1], _blocked(_congruent, F[1:], V[1:], V[0])])
 
 
 def _loop(F: Tensor, h: Tensor, reverse: bool) -> Tensor:
-    one = F.shape[1] == 1
+    one, N = F.shape[1] == 1, len(F)
     states, matrices = (h[:, 0] if one else h).unbind(0), (F[:, 0] if one else F).unbind(0)
     T = len(states)
     for t in range(T - 2, -1, -1) if reverse else range(1, T):
-        before = states[t + 1 if reverse else t - 1]
+        before, matrix = states[t + 1 if reverse else t - 1], matrices[min(t, N - 1)]
         if one:
-            states[t].addmm_(matrices[t], before)
+            states[t].addmm_(matrix, before)
         else:
-            states[t].baddbmm_(matrices[t], before)
+            states[t].baddbmm_(matrix, before)
     return h
 
 
-def _blocked(F: Tensor, v: Tensor) -> Tensor:
+def _affine(v: Tensor, F: Tensor, h: Tensor) -> Tensor:
+    return torch.baddbmm(v, F, h)
+
+
+def _congruent(V: Tensor, F: Tensor, P: Tensor) -> Tensor:
+    return torch.baddbmm(V, torch.bmm(F, P), F.mT)
+
+
+def _blocked(step: Callable[[Tensor, Tensor, Tensor], Tensor], F: Tensor, v: Tensor, start: Tensor) -> Tensor:
+    """h_1, ..., h_T of h_0 = start and h_t = step(v_t, F_t, h_{t-1})."""
     T, batch, z, n = v.shape
+    if T <= LOOP or (step is _congruent and start.numel() >= LARGE):
+        h = [start]
+        for F_t, v_t in zip(F.unbind(0), v.unbind(0), strict=True):
+            h.append(step(v_t, F_t, h[-1]))
+        return torch.stack(h[1:]) if T else v
     size = math.isqrt(T)
     number = -(-T // size)
     missing = number * size - T
     if missing:
         F, v = (torch.cat([a, a.new_zeros(missing, *a.shape[1:])]) for a in (F, v))
-    F, v = (a.unflatten(0, (number, size)).transpose(0, 1) for a in (F, v))
-    h, products = [v[0].flatten(0, 1)], [F[0].flatten(0, 1)]
-    for F_k, v_k in zip(F.flatten(1, 2).unbind(0)[1:], v.flatten(1, 2).unbind(0)[1:], strict=True):
-        h.append(torch.baddbmm(v_k, F_k, h[-1]))
+    F, v = (a.unflatten(0, (number, size)).transpose(0, 1).flatten(1, 2) for a in (F, v))
+    h, products = [v[0]], [F[0]]
+    for F_k, v_k in zip(F.unbind(0)[1:], v.unbind(0)[1:], strict=True):
+        h.append(step(v_k, F_k, h[-1]))
         products.append(torch.bmm(F_k, products[-1]))
-    ends, steps = (a[-1].unflatten(0, (number, batch)).unbind(0) for a in (h, products))
-    carried = [ends[0]]
-    for end, step in zip(ends[1:-1], steps[1:-1], strict=True):
-        carried.append(torch.baddbmm(end, step, carried[-1]))
-    blocks = torch.stack(h, 1).unflatten(0, (number, batch))  # (number, batch, size, z, n)
-    across = torch.stack(products, 1).unflatten(0, (number, batch))[1:]  # (number - 1, batch, size, z, z)
-    added = torch.bmm(across.reshape(-1, size * z, z), torch.stack(carried).flatten(0, 1))
-    blocks[1:] += added.view(number - 1, batch, size, z, n)
-    return blocks.transpose(1, 2).reshape(number * size, batch, z, n)[:T]
+    carried = [start]
+    for end, across in zip(
+        *(a[-1].unflatten(0, (number, batch)).unbind(0) for a in (h, products)), strict=True
+    ):
+        carried.append(step(end, across, carried[-1]))
+    blocks, across = torch.stack(h, 1), torch.stack(products, 1)  # (number * batch, size, ., .)
+    before = torch.stack(carried[:-1]).flatten(0, 1).unsqueeze(1).expand(-1, size, -1, -1)
+    blocks = step(*(a.flatten(0, 1) for a in (blocks, across, before)))
+    return blocks.view(number, batch, size, z, n).transpose(1, 2).reshape(number * size, batch, z, n)[:T]
+
+
+def _constant(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
+    """h_1, ..., h_T of h_0 = start (batch, z, n) and h_t = F h_{t-1} + v_t, with one F (batch, z, z)."""
+    T, batch, z, n = v.shape
+    if T <= LOOP:
+        h = [start]
+        for v_t in v.unbind(0):
+            h.append(torch.baddbmm(v_t, F, h[-1]))
+        return torch.stack(h[1:]) if T else v
+    size = math.isqrt(T)
+    number = -(-T // size)
+    if number * size > T:
+        v = torch.cat([v, v.new_zeros(number * size - T, batch, z, n)])
+    # Time within a block first, and all blocks as columns.
+    blocks = v.view(number, size, batch, z, n).permute(1, 2, 3, 0, 4).reshape(size, batch, z, number * n)
+    steps = blocks.unbind(0)
+    for before, here in itertools.pairwise(steps):
+        here.baddbmm_(F, before)
+    powers = F  # F, F^2, ..., F^size, one below the other
+    while powers.shape[1] < size * z:
+        powers = torch.cat([powers, torch.bmm(powers, powers[:, -z:])], 1)
+    powers = powers[:, : size * z]
+    carried, across = [start], powers[:, -z:]
+    for end in steps[-1].view(batch, z, number, n).permute(2, 0, 1, 3).contiguous().unbind(0)[:-1]:
+        carried.append(torch.baddbmm(end, across, carried[-1]))
+    before = torch.stack(carried, 2).view(batch, z, number * n)
+    blocks += torch.bmm(powers, before).view(batch, size, z, number * n).transpose(0, 1)
+    return blocks.view(size, batch, z, number, n).permute(3, 0, 1, 2, 4).reshape(-1, batch, z, n)[:T]

@@ -15,111 +15,93 @@ other forms, to rounding; covariances of sequences that share them are views of 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dynavae.exact._innovations import Innovations
+from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact._riccati import STEADY, difference, predicted_covariances
-from dynavae.exact.joseph import joseph_update, reversed_kernel
+from dynavae.exact._riccati import STEADY, Covariances, covariances, difference
+from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
+
+CORES = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
 
 
 def varying(params: LinearGaussian) -> str | None:
     """The name of the first matrix or moment that varies over steps or sequences; offsets may."""
-    core = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
-    for name, axes in core.items():
-        if math.prod(getattr(params, name).shape[:-axes]) > 1:
+    for name, axes in CORES.items():
+        if getattr(params, name).ndim > axes and math.prod(getattr(params, name).shape[:-axes]) > 1:
             return name
     return None
 
 
 def plain(params: LinearGaussian) -> LinearGaussian:
     """Without leading axes of size 1."""
-    cores = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
     return params._replace(**{
-        name: getattr(params, name).reshape(getattr(params, name).shape[-axes:]) for name, axes in cores.items()
+        name: getattr(params, name).reshape(getattr(params, name).shape[-axes:])
+        for name, axes in CORES.items() if getattr(params, name).ndim > axes
     })  # fmt: skip
 
 
-class _Predicted(NamedTuple):
-    """The filter as far as the likelihood needs it. Means and errors are columns."""
-
-    m: Tensor
-    e: Tensor
-    P: Tensor
-    P_f: Tensor
-    K: Tensor
-    log_likelihood: Tensor
-    columns: _Columns
+def log_density(c: Covariances, white: Tensor, columns: Columns, count: Tensor | int) -> Tensor:
+    """log p(x_t | x_1:t-1) of so many coordinates (T, B), from whitened errors."""
+    quadratic = white.square().sum(-2).squeeze(1 if columns.of is None else 2)
+    log_det = c.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
+    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
 
 
 def shared_filter(
     params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
 ) -> Filtered:
     """Filter; f (T, B, z_dim) and g (T, B, x_dim) are what is known of each transition and emission, None for nothing."""
-    p = _predicted(params, x, observed, f, g)
-    mean = p.columns.join(p.m + p.columns.gather(p.K) @ p.e)
+    (T, B, x_dim), params, complete = x.shape, plain(params), bool(observed.all())
+    C, R, of, count = params.C, params.R, None, x_dim
+    y = x if g is None else x - g
+    if not complete:
+        seen, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
+        of = None if len(seen) == 1 else torch.arange(B) if len(seen) == B else of
+        seen = observed if len(seen) == B else seen.unflatten(1, (T, x_dim)).transpose(0, 1)
+        C, R = masked(C, R, seen)
+        y, count = torch.where(observed, y, 0.0), observed.sum(-1).to(x.dtype)
+    columns = Columns(of, T, B)
+    c = covariances(params.P0, params.A, params.Q, C, R, T)
+    V, Omega = transfer(c, params.A, C)
+    start, driven = columns.split(params.m0.expand(1, B, -1))[0], None if f is None else columns.split(f)
+    m, white = Innovations.apply(start, columns.gather(Omega), columns.split(y), driven)
+    W = V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
+    mean = m + times(columns.gather(W).mT, white)
     return Filtered(
-        mean, p.columns.expand(p.P_f), p.columns.join(p.m), p.columns.expand(p.P), p.log_likelihood
-    )
+        columns.join(mean), columns.expand(c.P_f), columns.join(m), columns.expand(c.P),
+        log_density(c, white, columns, count),
+    )  # fmt: skip
 
 
-def shared_log_likelihood(
-    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
-) -> Tensor:
-    """log p(x) of each sequence, (B,)."""
-    return _predicted(params, x, observed, f, g).log_likelihood.sum(0)
+def transfer(c: Covariances, A: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """L^-1 and what takes (m_t, y_t) to (w_t, m_{t+1}), see :mod:`dynavae.exact._innovations`."""
+    V = torch.linalg.solve_triangular(c.L, torch.eye(c.L.shape[-1]).to(c.L).expand_as(c.L), upper=False)
+    M = (c.K.mT @ A.mT).mT
+    return V, torch.cat([torch.cat([-V @ C, V], -1), torch.cat([A - M @ C, M], -1)], -2)
 
 
-def _predicted(
-    params: LinearGaussian, x: Tensor, observed: Tensor, f: Tensor | None, g: Tensor | None
-) -> _Predicted:
-    (T, B, x_dim), p, complete = x.shape, plain(params), bool(observed.all())
-    y = x if complete else torch.where(observed, x, 0.0)
-    y = y if g is None else y - g
-    y = y if complete or g is None else torch.where(observed, y, 0.0)
-    C, R, of = _patterns(p, None if complete else observed)
-    P = predicted_covariances(p.P0, p.A, p.Q, C, R, T)
-    here = (C.unsqueeze(0), R) if C.ndim == 3 else (C[: len(P)], R[: len(P)])
-    K, P_f, L = joseph_update(P, *here)
-    white = torch.linalg.solve_triangular(L, torch.eye(x_dim).to(L).expand_as(L), upper=False)
-    log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    columns = _Columns(of, T, B)
-    M, F = p.A @ K, p.A - p.A @ (K @ here[0])
-    # The step into t uses the gain of t - 1.
-    M, F = (columns.gather(torch.cat([a[:1], a])[:T]) for a in (M, F))
-    start = columns.split(p.m0.expand(1, B, -1))[0]
-    driven = None if f is None else columns.split(f)
-    m, e, quadratic = Innovations.apply(
-        start, F, M, columns.gather(here[0]), columns.gather(white), columns.split(y), driven
-    )
-    quadratic = quadratic.squeeze(1 if columns.width == 1 else 2)
-    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
-    count = x_dim if complete else observed.sum(-1).to(x.dtype)
-    log_likelihood = -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
-    return _Predicted(m, e, P, P_f, K, log_likelihood, columns)
+def masked(C: Tensor, R: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """C and R of patterns of gaps (T, U, x_dim): rows of zeros, and of the identity."""
+    eye = torch.eye(R.shape[-1]).to(R)
+    both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
+    return torch.where(seen.unsqueeze(-1), C, 0.0), torch.where(both, R, eye)
 
 
-def _patterns(p: LinearGaussian, observed: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """C and R of each of U patterns of gaps, (U, ...) or (T, U, ...), and the pattern of each sequence, None for one."""
-    if observed is None:
-        return p.C.unsqueeze(0), p.R.unsqueeze(0), None
-    unique, of = torch.unique(observed.transpose(0, 1).flatten(1), dim=0, return_inverse=True)
-    seen = unique.unflatten(1, (len(observed), -1)).transpose(0, 1)
-    C = torch.where(seen.unsqueeze(-1), p.C, 0.0)
-    R = torch.where(seen.unsqueeze(-1) & seen.unsqueeze(-2), p.R, torch.eye(p.R.shape[-1]).to(p.R))
-    return C, R, None if len(unique) == 1 else of
+class Columns:
+    """(T, B, n) as columns: (T, 1, n, B) if all sequences share their matrices, else (T, B, n, 1).
 
-
-class _Columns:
-    """(T, B, n) as columns: (T, 1, n, B) if all sequences share their matrices, else (T, B, n, 1)."""
+    `of` says whose matrices a sequence has, None if there is one for all; if there are B, each has its own.
+    """
 
     def __init__(self, of: Tensor | None, T: int, B: int) -> None:
-        self.of, self.T, self.B, self.width = of, T, B, 1 if of is None else B
+        self.of, self.T, self.B = of, T, B
+        self.number = 1 if of is None else int(of.max()) + 1
 
     def split(self, a: Tensor) -> Tensor:
         return a.mT.contiguous().unsqueeze(1) if self.of is None else a.contiguous().unsqueeze(-1)
@@ -127,13 +109,29 @@ class _Columns:
     def join(self, a: Tensor) -> Tensor:
         return a.squeeze(1).mT if self.of is None else a.squeeze(-1)
 
+    def of_sequences(self, a: Tensor) -> Tensor:
+        """Numbers (T, B) of sequences, summed if they share: (T, 1, 1, 1) or (T, B, 1, 1)."""
+        return a.sum(1)[:, None, None, None] if self.of is None else a[..., None, None]
+
+    def totals(self, a: Tensor) -> Tensor:
+        """(N, B, ...) of each sequence, summed over those that share: (N, U, ...)."""
+        if self.of is None or self.number == self.B:
+            return a
+        return a.new_zeros(len(a), self.number, *a.shape[2:]).index_add_(1, self.of, a)
+
     def gather(self, a: Tensor) -> Tensor:
-        """(N, U, ...) of each step, the last repeated up to T, and of each sequence if they do not share."""
-        a = a if self.of is None else a[:, self.of] if a.shape[1] > 1 else a.expand(-1, self.B, -1, -1)
-        return a if len(a) == self.T else torch.cat([a, a[-1:].expand(self.T - len(a), *a.shape[1:])])
+        """(N, U, ...) of each sequence, (N, B, ...), if they do not share."""
+        return a if self.of is None or self.number == self.B else a[:, self.of]
 
     def expand(self, a: Tensor) -> Tensor:
-        return self.gather(a).expand(-1, self.B, *a.shape[2:])
+        """(N, U, ...) of each step and sequence: (T, B, ...)."""
+        return stretched(self.gather(a), len(a) - 1, self.T).expand(-1, self.B, *a.shape[2:])
+
+
+def stretched(a: Tensor, t: int, T: int) -> Tensor:
+    """What is constant in the middle, with its value at t repeated until there are T."""
+    missing = T - len(a)
+    return torch.cat([a[: t + 1], a[t : t + 1].expand(missing, *a.shape[1:]), a[t + 1 :]]) if missing else a
 
 
 def one_for_all(filtered: Filtered) -> bool:
@@ -151,44 +149,42 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
     tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
     N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
+    N = max(min(N, T - 1), 1)
     # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
     G, V = reversed_kernel(p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1]))
-    P = _smoothed_covariances(G, V, P_f[-1:], T)
-    G = G if len(G) >= T - 1 else torch.cat([G, G[-1:].expand(T - 1 - len(G), *G.shape[1:])])
     m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
-    added = torch.cat([m[:-1] - G @ m_[1:], m[-1:]])
-    mean = linear_recurrence(torch.cat([G, torch.zeros_like(P_f[-1:])]), added, reverse=True)
-    cross = P[1:] @ G.mT
+    if T == 1:
+        mean, P, cross = m, P_f, P_f[1:]
+    else:
+        mean = linear_recurrence(G, torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]]), reverse=True)
+        P = _smoothed_covariances(G, V, P_f[-1:], T)  # the first N, and some before the end
+        repeated = len(P) - 1 - N
+        cross = stretched(P[1:] @ stretched(G, N - 1, N + repeated).mT, N - 1, T - 1)
+        P, G = stretched(P, N - 1, T), stretched(G, N - 1, T - 1)
     G, P, cross = (a.expand(len(a), B, z, z) for a in (G, P, cross))
     return Smoothed(mean.squeeze(1).mT if one else mean.squeeze(-1), P, G, cross)
 
 
-def _distinct(*covariances: Tensor) -> int:
+def _distinct(P_f: Tensor, P_: Tensor) -> int:
     """The number of steps after which nothing changes any more."""
-    T = len(covariances[0])
-    if T == 1:
-        return 1
-    changes = torch.stack([(P[1:] != P[:-1]).flatten(1).any(1) for P in covariances]).any(0).nonzero()
+    changes = ((P_f[1:] != P_f[:-1]) | (P_[1:] != P_[:-1])).flatten(1).any(1).nonzero()
     return int(changes[-1]) + 2 if len(changes) else 1
 
 
 def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
-    """P_{t|T} of all t from the first N gains and V, of which the last are repeated up to T - 1.
+    r"""P_{t|T} of the first N steps, of which there are gains, and of as many before the end as differ from that of step N.
 
-    From the end, too, the covariances reach a steady state: a scan of fewer steps is enough if its middle is constant.
+    With one gain, m steps further from the end the covariances are :math:`G^m P (G^m)^\top + S_m`, so each doubling of m
+    gives as many as there are.
     """
-    N, U = len(G), last.shape[1]
-    if N == 0:
-        return last
-    tail = min(N + 16, T - 1 - N)
-    while True:
-        repeat = (tail, U, *G.shape[2:])
-        matrices = torch.cat([G, G[-1:].expand(repeat), last])  # the last is not read
-        spreads = torch.cat([V, V[-1:].expand(repeat), last])
-        P = congruence_recurrence(matrices, spreads, reverse=True)
-        if N + tail == T - 1:
-            return P
-        with torch.no_grad():
-            if difference(P[N - 1 : N], P[N : N + 1]) <= STEADY * torch.finfo(P.dtype).eps:
-                return torch.cat([P[:N], P[N - 1 : N].expand(T - len(P), U, *P.shape[2:]), P[N:]])
-        tail = min(4 * tail, T - 1 - N)
+    N, F, tolerance = len(G), G[-1].squeeze(0), STEADY * torch.finfo(V.dtype).eps
+    # From the end on, and behind them S_m, of which the same steps make the double.
+    P = torch.cat([last, V[-1:]]).squeeze(1)
+    while len(P) < T - N + 2:
+        P = torch.cat([P[:-1], (P @ F.mT).mT @ F.mT + P[-1:]])
+        F = F @ F
+        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
+            break
+    P = P[:-1][: T - N + 1].flip(0).view(-1, *last.shape[1:])  # of steps N, ..., T, or fewer
+    ends = torch.cat([V[:-1], P[:1]])
+    return torch.cat([congruence_recurrence(G, ends, reverse=True)[:-1], P])

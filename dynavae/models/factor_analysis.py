@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from dynavae.batch import Sequences
+from dynavae.closed_forms import ExactStep
 from dynavae.distributions import LOG_2PI, MultivariateNormal, Normal
 from dynavae.exact.regression import Regression, solve, spread
-from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn.heads import inverse_softplus
 
 

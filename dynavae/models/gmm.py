@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dynavae.batch import Sequences
+from dynavae.closed_forms import ExactStep
 from dynavae.distributions import Categorical, MultivariateNormal
-from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import EmissionHead
 from dynavae.nn.estimation import emission_of_states, estimate, log_share, start_from_clusters, statistics
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from dynavae.batch import Sequences
+from dynavae.closed_forms import ExactStep
 from dynavae.distributions import Categorical
 from dynavae.exact import hmm
-from dynavae.model import Evidence, ExactStep, Frame, Past, Present, SequentialLVM
+from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import Emission, EmissionHead
 from dynavae.nn.estimation import emission_of_states, estimate, log_share, start_from_clusters, statistics
 

@@ -12,8 +12,9 @@ from torch.nn.functional import one_hot, softplus
 from dynavae.batch import Sequences
 from dynavae.distributions import Categorical, MultivariateNormal
 from dynavae.exact import kalman
-from dynavae.exact._algebra import matvec, symmetric
+from dynavae.exact._algebra import matvec
 from dynavae.model import Frame, Past, Present, SequentialLVM
+from dynavae.models._switched import SwitchedEmission, SwitchedNormal, pick, picked, unpack, update
 from dynavae.nn.heads import inverse_softplus
 
 
@@ -95,8 +96,11 @@ class SLDS(SequentialLVM):
         diagonal = L.diagonal(dim1=-2, dim2=-1)
         return L.tril(-1) + torch.diag_embed(inverse_softplus((diagonal - self.min_scale).clamp(min=1e-12)))
 
+    def _factor(self, raw: Tensor) -> Tensor:
+        return raw.tril(-1) + torch.diag_embed(softplus(raw.diagonal(dim1=-2, dim2=-1)) + self.min_scale)
+
     def _covariance(self, raw: Tensor) -> Tensor:
-        L = raw.tril(-1) + torch.diag_embed(softplus(raw.diagonal(dim1=-2, dim2=-1)) + self.min_scale)
+        L = self._factor(raw)
         return L @ L.mT
 
     @property
@@ -132,12 +136,18 @@ class SLDS(SequentialLVM):
         codes = one_hot(z.nan_to_num(0).squeeze(-1).long(), self.states).to(z.dtype)
         return codes.masked_fill(missing, torch.nan)
 
-    # --- x, and which of it was observed ----------------------------------------------------------------
+    # --- x as a function of h, for every switch: it reads x only ------------------------------------------
+
+    @property
+    def p_x(self) -> SwitchedEmission:
+        return SwitchedEmission(self.C, self.d, self._factor(self.raw_R))
 
     def features(self, frame: Frame) -> Tensor:
-        """x and its mask, side by side."""
-        seen = torch.ones_like(frame.x) if frame.observed is None else frame.observed.to(frame.x.dtype)
-        return torch.cat([frame.x, seen], -1)
+        """log p(x_t | h_t, z_t = k) as a quadratic in h_t, packed: (..., S, h_dim^2 + 2 h_dim + 1)."""
+        x = frame.x
+        if self.D is not None:
+            x = x - frame.control @ self.D.mT
+        return self.p_x.message(x, frame.observed).pack()
 
     # --- the recursion: a Kalman filter per particle ------------------------------------------------------
 
@@ -154,52 +164,28 @@ class SLDS(SequentialLVM):
         )
 
     def _moved(self, past: Past, A: Tensor, Q: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """The belief about h_t before x_t, for matrices with leading axes like those of the belief."""
+        """Mean and Cholesky factor of h_t before x_t, for matrices with leading axes that broadcast with the belief's."""
         mean, P, _, started = past.h
-        lift = A.ndim - P.ndim  # an axis of switches, or none
-        mean, P, started = (a.unsqueeze(2) if lift else a for a in (mean, P, started))
+        each = A.ndim == 3  # every switch: an axis more than the belief has
+        mean, P, started = (a.unsqueeze(2) if each else a for a in (mean, P, started))
         moved = matvec(A, mean) + b
         if self.B is not None:
             known = past.control @ self.B.mT
-            moved = moved + (known.unsqueeze(-2) if lift else known)
+            moved = moved + (known.unsqueeze(-2) if each else known)
         first = started > 0
-        spread = symmetric(A @ P @ A.mT + Q)
-        return torch.where(first, moved, mean), torch.where(first.unsqueeze(-1), spread, P)
-
-    def _seen(
-        self, mean: Tensor, P: Tensor, C: Tensor, R: Tensor, d: Tensor, control: Tensor | None
-    ) -> MultivariateNormal:
-        """p(x_t | z_<=t, x_<t)."""
-        loc = matvec(C, mean) + d
-        if self.D is not None and control is not None:
-            known = control @ self.D.mT
-            loc = loc + (known.unsqueeze(-2) if loc.ndim > known.ndim + 1 else known)
-        return MultivariateNormal(loc, torch.linalg.cholesky(symmetric(C @ P @ C.mT + R)))
+        P = torch.where(first.unsqueeze(-1), A @ P @ A.mT + Q, P)
+        return torch.where(first, moved, mean), torch.linalg.cholesky(P)
 
     def absorb(self, past: Past, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         code = one_hot(z.squeeze(-1).long(), self.states).to(z.dtype)
-        _, Q, _ = self.covariances
-        A, Q, b = (_pick(code, a) for a in (self.A, Q, self.b))
+        A, Q, b = (pick(code, a) for a in (self.A, self._covariance(self.raw_Q), self.b))
         return *self._moved(past, A, Q, b), code
 
-    def update(self, present: Present, u: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        mean, P, code = present.h
-        x, seen = u.chunk(2, -1)
-        _, _, R = self.covariances
-        C, R, d = (_pick(code, a) for a in (self.C, R, self.d))
-        p = self._seen(mean, P, C, R, d, present.control)
-        both = (seen.unsqueeze(-1) * seen.unsqueeze(-2)) > 0
-        eye = torch.eye(self.x_dim, dtype=x.dtype, device=x.device)
-        S = torch.where(both, p.scale_tril @ p.scale_tril.mT, eye)
-        L = torch.linalg.cholesky(S)
-        CP = seen.unsqueeze(-1) * (C @ P)
-        K = torch.cholesky_solve(CP.expand(*L.shape[:-1], -1), L).mT
-        e = torch.where(seen > 0, x - p.loc, 0.0)
-        keep = torch.eye(self.h_dim, dtype=x.dtype, device=x.device) - K @ (seen.unsqueeze(-1) * C)
-        R = torch.where(both, R, torch.zeros_like(R))
-        P = symmetric(keep @ P @ keep.mT + K @ R @ K.mT)
+    def update(self, present: Present, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean, L, code = present.h
+        after = update(mean, L, picked(code, u))
         log_p = code @ self.log_transition
-        return mean + matvec(K, e), P, log_p, torch.ones_like(log_p[..., :1])
+        return after.mean, after.covariance, log_p, torch.ones_like(log_p[..., :1])
 
     # --- the three conditionals ---------------------------------------------------------------------------
 
@@ -207,21 +193,17 @@ class SLDS(SequentialLVM):
         return Categorical(past.h[2].unsqueeze(-2))
 
     def likelihood(self, present: Present) -> MultivariateNormal:
-        mean, P, code = present.h
-        _, _, R = self.covariances
-        return self._seen(mean, P, *(_pick(code, a) for a in (self.C, R, self.d)), present.control)
+        mean, L, code = present.h
+        known = None
+        if self.D is not None:
+            known = present.control @ self.D.mT
+            known = known.reshape((1,) * (mean.ndim - known.ndim) + known.shape)
+        return SwitchedNormal(mean, L, code, known, self.p_x)
 
     def posterior(self, past: Past, e: Tensor) -> Categorical:
         """The optimal proposal: every switch is tried on x_t."""
-        x, seen = e.chunk(2, -1)
-        _, Q, R = self.covariances
-        lead = past.h[0].shape[:-1]
-        A, Q, b, C, R, d = (a.expand(*lead, *a.shape) for a in (self.A, Q, self.b, self.C, R, self.d))
-        mean, P = self._moved(past, A, Q, b)
-        mean, P = mean.expand(*lead, self.states, -1), P.expand(*lead, self.states, -1, -1)
-        p = self._seen(mean, P, C, R, d, past.control)
-        observed = (seen > 0).unsqueeze(-2).expand(p.loc.shape)
-        return Categorical((past.h[2] + p.log_prob(x.unsqueeze(-2), observed)).unsqueeze(-2))
+        mean, L = self._moved(past, self.A, self._covariance(self.raw_Q), self.b)
+        return Categorical((past.h[2] + update(mean, L, unpack(e)).log_prob).unsqueeze(-2))
 
     # --- given the switches ---------------------------------------------------------------------------------
 
@@ -241,9 +223,3 @@ class SLDS(SequentialLVM):
         control = None if batch.control is None else batch.control.transpose(0, 1).repeat(1, paths, 1)
         filtered = kalman.kalman_filter(params, x, observed, control)
         return filtered, kalman.kalman_smoother(params, filtered)
-
-
-def _pick(code: Tensor, table: Tensor) -> Tensor:
-    """The row of a table (S, ...) that a one-hot code (..., S) names."""
-    flat = code @ table.flatten(1)
-    return flat.unflatten(-1, table.shape[1:]) if table.ndim > 2 else flat

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, softplus
+from torch.nn.functional import hardtanh, one_hot, softplus
 
 from dynavae import distributions as D
 
@@ -321,7 +321,8 @@ class PowerSpectrum(Emission):
         return 0.0, math.inf, "powers, 0 or more"
 
     def distribution(self, raw: Tensor, extra: dict[str, Tensor]) -> D.PowerSpectrum:
-        return D.PowerSpectrum(raw.clamp(self.min_log_variance, self.max_log_variance))
+        # hardtanh is the clamp whose backward is one pass over frames as wide as a spectrum
+        return D.PowerSpectrum(hardtanh(raw, self.min_log_variance, self.max_log_variance))
 
     def start(self, mean: Tensor, stddev: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.log(mean.clamp(min=1e-10)), {}

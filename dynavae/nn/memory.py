@@ -210,6 +210,8 @@ class Memory(nn.Module):
 def reverse(u: Tensor, lengths: Tensor) -> Tensor:
     """Reverse each sequence of (T, ..., B, d) within its own length; padding stays where it is."""
     steps = len(u)
+    if lengths.device.type == "cpu" and bool((lengths == steps).all()):
+        return u.flip(0)
     t = torch.arange(steps, device=u.device).unsqueeze(-1)
     index = torch.where(t < lengths, lengths - 1 - t, t)  # (T, B)
     index = index.reshape(steps, *[1] * (u.ndim - 3), -1, 1).expand_as(u)

@@ -19,7 +19,8 @@ from dynavae.tasks.prediction import (
     reconstruct,
 )
 from dynavae.tasks.scoring import Score, score
-from dynavae.tasks.streaming import Step, Stream, StreamState
+from dynavae.tasks.stream_state import StreamState
+from dynavae.tasks.streaming import Step, Stream
 
 __all__ = [
     "TASKS",

@@ -16,7 +16,7 @@ from dynavae.resampling import Resampling
 from dynavae.scan import State
 from dynavae.tasks.capabilities import require
 from dynavae.tasks.predicted import Predicted
-from dynavae.tasks.streaming import leaves
+from dynavae.tree import leaves
 
 
 class StepInputs(NamedTuple):

@@ -37,7 +37,7 @@ class Score(NamedTuple):
     frames: int
     sequences: int
     first_frame: str
-    kl: str  # "analytic", "sample", or "" where the bound has no KL
+    kl: str  # "analytic", "sample", both where gaps ask for it, or "" where the bound has no KL
     density: str  # "mass" for discrete observations, else "density"
     resampling: str
     effective_size: float | None  # mean over sequences of the effective number of paths, for iwae
@@ -63,7 +63,7 @@ def score(
     particles: int = 1,
     *,
     split: str | None = None,
-    kl: str = "analytic",
+    kl: str = "auto",
     propose: Proposal = amortized,
     resampling: Resampling | None = None,
     batch_size: int = 64,
@@ -81,7 +81,7 @@ def score(
             `split`.
         bound: "elbo"; "iwae" (whole paths); "fivo" (a particle filter); "exact" where there is one.
         particles: K. For "elbo" the number of paths that are averaged.
-        kl: "analytic" or "sample", for "elbo".
+        kl: "analytic" or "sample", for "elbo"; "auto" is the first where the model's divergences have a closed form.
         propose: where z comes from.
         resampling: scheme and threshold for "fivo"; default systematic at an effective size of K/2.
         batch_size: sequences at a time, at most.
@@ -109,6 +109,7 @@ def score(
     nats = torch.zeros(src.size, dtype=torch.float64)
     frames = torch.zeros(src.size, dtype=torch.float64)
     sizes: list[Tensor] = []
+    kinds: set[str] = set()
     with evaluating(model):
         for rows, batch in batches(model, src):
             frames[rows] = batch.lengths.double().cpu()
@@ -119,8 +120,11 @@ def score(
                 run = scan(model, batch, particles=particles, propose=propose, resample=resampling, noise=eps)
                 values = objectives.fivo(run)
             else:
-                values, size = _passes(model, batch, rows, bound, particles, per_pass, kl, propose, seed)
+                values, size, kind = _passes(
+                    model, batch, rows, bound, particles, per_pass, kl, propose, seed
+                )
                 sizes.append(size)
+                kinds.add(kind)
             nats[rows] = values.double().cpu()
     total = float(nats.sum())
     return Score(
@@ -137,7 +141,7 @@ def score(
         frames=src.frames,
         sequences=src.size,
         first_frame="scored",
-        kl=kl if bound == "elbo" else "",
+        kl=" and ".join(sorted(kinds)) if bound == "elbo" else "",
         density="mass" if model.emission.discrete else "density",
         resampling=f"{resampling.scheme}, threshold {resampling.threshold}" if bound == "fivo" else "",
         effective_size=float(torch.cat(sizes).mean()) if bound == "iwae" else None,
@@ -156,19 +160,21 @@ def _passes(
     kl: str,
     propose: Proposal,
     seed: int,
-) -> tuple[Tensor, Tensor]:
-    """ELBO or IWAE over particles in passes of at most `per_pass`; the bound and the effective sizes."""
+) -> tuple[Tensor, Tensor, str]:
+    """ELBO or IWAE over particles in passes of at most `per_pass`; the bound, the effective sizes, and which KL it was."""
     sums: list[Tensor] = []
     log_ws: list[Tensor] = []
     for block, start in enumerate(range(0, particles, per_pass)):
         count = min(per_pass, particles - start)
         eps = noise(model, batch, count, seed, rows, block)
         run = scan(model, batch, particles=count, propose=propose, noise=eps)
+        if kl == "auto":
+            kl = "analytic" if objectives.closed_form(run) else "sample"
         if bound == "elbo":
             sums.append(objectives.elbo(run, kl=kl) * count)
         else:
             log_ws.append(objectives.log_weights(run))
     if bound == "elbo":
-        return torch.stack(sums).sum(0) / particles, torch.ones(len(rows))
+        return torch.stack(sums).sum(0) / particles, torch.ones(len(rows)), kl
     log_w = torch.cat(log_ws)
-    return torch.logsumexp(log_w, 0) - math.log(particles), log_effective_size(log_w).exp().cpu()
+    return torch.logsumexp(log_w, 0) - math.log(particles), log_effective_size(log_w).exp().cpu(), kl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from dynavae.tasks.capabilities import needs_the_whole, require
 from dynavae.tasks.common import evaluating
 from dynavae.tasks.predicted import Predicted
 from dynavae.tasks.prediction import Forecast, center
+from dynavae.tasks.stream_state import Stateful
 
 
 class Step(NamedTuple):
@@ -36,15 +36,7 @@ class Step(NamedTuple):
     score: Float[Tensor, " B"]  # - log_prob / number of observed values; NaN where there are none
 
 
-class StreamState(NamedTuple):
-    """A snapshot of a stream: nothing in it is ever changed in place."""
-
-    model: Any  # the engine's `State`, or an exact model's belief
-    frames: Tensor  # (B,) frames since the start, or the last reset, of each sequence
-    generator: Tensor  # state of the random numbers
-
-
-class Stream:
+class Stream(Stateful):
     r"""Takes frames in one at a time for B parallel sequences, with K particles for each.
 
     Every step gives the filtered belief :math:`p(z_t \mid x_{1:t})`, the prediction :math:`p(x_t \mid x_{<t})` made
@@ -218,97 +210,6 @@ class Stream:
         h = tree.where((self._frames > 0).expand(lead), moved, first)
         return State(h, (), (), (), None, self.model.zeros((number,), self.batch))
 
-    # --- the state ------------------------------------------------------------------------------------
-
-    def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
-        """Start some sequences anew; the others go on.
-
-        Args:
-            rows: row numbers, or a mask (B,); default all.
-        """
-        mask = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
-        try:
-            mask[slice(None) if rows is None else torch.as_tensor(rows, device=self.device)] = True
-        except IndexError:
-            raise ValueError(f"rows should be among the {self.batch} of this stream; got {rows!r}.") from None
-        fresh = self._start()
-        self._frames = torch.where(mask, 0, self._frames)
-        if self.exact:
-            self._state = tree.where(mask, fresh, self._state)
-            return
-        old, fresh = self._complete(), self._complete(fresh)
-        particles = mask.expand(self.particles, -1)
-        self._state = State(
-            tree.where(particles, fresh.h, old.h),
-            tree.where(particles, fresh.m, old.m),
-            tree.where(mask, fresh.c, old.c),
-            tree.where(mask, fresh.g, old.g),
-            None,
-            tree.where(particles, fresh.log_w, old.log_w),
-            old.drawn,
-        )
-
-    @property
-    def state(self) -> StreamState:
-        """Where the stream is; assign it to go back there, or to continue on another stream of the same sizes."""
-        current = self._state if self.exact else self._complete()
-        return StreamState(current, self._frames, self._generator.get_state())
-
-    @state.setter
-    def state(self, state: StreamState) -> None:
-        have = [tuple(a.shape) for a in leaves(self.state[:2])]
-        got = [tuple(a.shape) for a in leaves(state[:2])]
-        if have != got:
-            raise ValueError(
-                "this state comes from a stream of another model, batch or number of particles: its tensors have "
-                f"shapes {got}, this stream's {have}."
-            )
-        self._state, self._frames = state.model, state.frames
-        self._generator.set_state(state.generator)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The state as named tensors, for `torch.save` or safetensors."""
-        state = self.state
-        named = {f"state.{i}": a for i, a in enumerate(leaves(state.model))}
-        named |= {"frames": state.frames, "generator": state.generator}
-        if not self.exact:
-            named["drawn"] = torch.tensor(state.model.drawn)
-        return {name: a.detach().clone(memory_format=torch.contiguous_format) for name, a in named.items()}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Go to where `state_dict` was taken."""
-        current = self.state
-        missing = {f"state.{i}" for i in range(len(leaves(current.model)))} | {"frames", "generator"}
-        if missing - set(tensors):
-            raise ValueError(
-                f"this is no state of this stream: it lacks {', '.join(sorted(missing - set(tensors)))}."
-            )
-        found = iter(range(len(tensors)))
-        place = tensors["frames"].to(self.device)
-        new = tree.tree_map(
-            lambda _: tensors[f"state.{next(found)}"].to(self.device, self.dtype), current.model
-        )
-        if not self.exact:
-            new = new._replace(drawn=bool(tensors["drawn"]))
-        self.state = StreamState(new, place, tensors["generator"].cpu())
-
-    def detach(self) -> None:
-        """Cut the state from the graph, with `gradients=True`."""
-        self._state = tree.detach(self._state)
-
-    def _start(self) -> Any:
-        with torch.set_grad_enabled(self.gradients):
-            if self.exact:
-                return self.model.exact_start(self.batch)
-            return step.start(self.model, self.particles, self.batch)
-
-    def _complete(self, state: State | None = None) -> State:
-        """The state as `scan` has it: the memory of x has a particle axis even before anything was drawn."""
-        state = self._state if state is None else state
-        if state.drawn:
-            return state
-        return state._replace(m=step.per_particle(state.c, self.particles))
-
     # --- what comes in --------------------------------------------------------------------------------
 
     def _frame(self, x_t: Any, control: Any) -> Frame:
@@ -355,10 +256,3 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"Stream({type(self.model).__name__}, batch={self.batch}, particles={self.particles})"
-
-
-def leaves(value: Any) -> list[Tensor]:
-    """The tensors of a tree, in order."""
-    found: list[Tensor] = []
-    tree.tree_map(found.append, value)
-    return found

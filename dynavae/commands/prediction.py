@@ -1,0 +1,214 @@
+"""`dynavae generate | forecast | impute`: sequences that a run makes, continues or completes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dynavae import results, tasks
+from dynavae.batch import Sequences
+from dynavae.data import DataSplits
+from dynavae.runs import Run, table
+
+
+def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
+    """Draw new sequences. Writes samples.npz, and for music one .mid and .wav each.
+
+    Args:
+        run: run directory, made by dynavae fit --out.
+        batch: number of sequences.
+        length: frames of each.
+        seed: of the noise.
+    """
+    opened = Run.open(run)
+    net, splits = opened.model(), opened.data()
+    if net.control_dim:
+        raise ValueError(
+            "this model reads controls, which cannot be invented; use dynavae.generate(model, control=...) in Python."
+        )
+    made = tasks.generate(net, batch, length, seed=seed)
+    folder = opened.directory / "samples"
+    folder.mkdir(exist_ok=True)
+    x, mean = (results.to_units(splits, v.numpy()) for v in (made.x, made.mean))
+    np.savez_compressed(folder / "samples.npz", x=x, mean=mean, z=made.z.numpy())
+    written = [folder / "samples.npz"]
+    if "lowest_midi" in splits.meta:
+        rolls = (made.x > 0.5).numpy()  # already 0 and 1, unless the emission is not Bernoulli
+        written += _music(folder, "sample", list(rolls.astype(np.uint8)), splits.meta)
+    rows = [
+        {"sample": i, "frames": length, "mean": float(x.mean()), "stddev": float(x.std())}
+        for i, x in enumerate(x)
+    ]
+    return table(rows) + f"\nwritten to {folder}: {', '.join(p.name for p in written)}"
+
+
+def _music(folder: Path, stem: str, rolls: list[np.ndarray], meta: dict[str, Any]) -> list[Path]:
+    from dynavae import music
+
+    written = []
+    for i, roll in enumerate(rolls):
+        wave = music.to_audio(roll, meta["frame_seconds"], lowest_midi=meta["lowest_midi"])
+        path = folder / f"{stem}_{i}.wav"
+        path.write_bytes(music.wav_bytes(wave))
+        written.append(path)
+        if music.can_write_midi():
+            music.to_midi(roll, folder / f"{stem}_{i}.mid", meta["frame_seconds"], meta["lowest_midi"])
+            written.append(folder / f"{stem}_{i}.mid")
+    return written
+
+
+def forecast(
+    run: str,
+    horizon: int = 16,
+    context: int | None = None,
+    samples: int = 100,
+    data: str | None = None,
+    split: str = "test",
+    future: bool = False,
+    seed: int = 0,
+) -> str:
+    """Forecast each sequence from its first `context` frames (default: all but the last `horizon`).
+
+    With `future`, forecast what comes after the last frame. Writes forecast.npz and forecast.csv: id, time, column,
+    mean, quantiles, and the truth where it is known, in the units of the data.
+
+    Args:
+        run: run directory, made by dynavae fit --out; or a saved model, with `data`.
+        horizon: frames to forecast.
+        context: frames to read first; default: all but the last `horizon`.
+        samples: futures drawn for each sequence.
+        data: another data set or file; default: that of the run.
+        split: which part of the data.
+        future: continue after the last frame instead.
+        seed: of the noise.
+    """
+    opened = Run.open(run, exported=True)
+    net, splits = opened.model(), opened.data(data)
+    chosen = splits.split(split)
+    lengths = chosen.lengths.tolist()
+    if future and context is not None:
+        raise ValueError("future forecasts from all frames of a sequence: leave context out.")
+    shortest = 0 if future else context or horizon
+    keep = [i for i, n in enumerate(lengths) if n > shortest]
+    if future:  # the last piece of each id
+        keep = sorted({splits.origin(split, chosen.names[i])[0]: i for i in keep}.values())
+    if not keep:
+        raise ValueError(
+            f"no sequence of {split} is longer than {shortest} frames; lower horizon or context."
+        )
+    first = [lengths[i] if future else context or lengths[i] - horizon for i in keep]
+    groups: dict[int, list[int]] = {}
+    for i, frames in zip(keep, first, strict=True):
+        groups.setdefault(frames, []).append(i)
+    draws = np.full((samples, len(keep), horizon, net.x_dim), np.nan, dtype=np.float32)
+    means, truth = draws[0].copy(), draws[0].copy()
+    for frames, rows in groups.items():
+        batch = chosen.batch(rows)
+        f = tasks.forecast(net, batch, horizon, frames, samples, seed=seed, control=batch.control)
+        places = [keep.index(i) for i in rows]
+        draws[:, places], means[places] = f.samples.numpy(), f.mean.numpy()
+        for place, array in zip(places, batch.arrays(), strict=True):
+            known = array[frames : frames + horizon]
+            truth[place, : len(known)] = known
+    draws, means, truth = (results.to_units(splits, v) for v in (draws, means, truth))
+    values = {"mean": means, **results.quantiles(draws), "truth": truth}
+    names = [chosen.names[i] for i in keep]
+    facts = results.times(splits, split, names)
+    np.savez_compressed(
+        opened.directory / "forecast.npz", **values, samples=draws, first=np.array(first), **facts
+    )
+    results.write_table(opened.directory / "forecast.csv", splits, split, names, values, first)
+    row: dict[str, Any] = {"sequences": len(keep), "horizon": horizon, "samples": samples}
+    known = ~np.isnan(truth)
+    if known.any():
+        row["mae"] = float(np.abs(means - truth)[known].mean())
+        inside = (truth >= values["q05"]) & (truth <= values["q95"])
+        row["coverage_90"] = float(inside[known].mean())
+    return table([row]) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
+
+
+def impute(
+    run: str,
+    hide: float = 0.0,
+    hide_what: str = "frames",
+    samples: int = 100,
+    data: str | None = None,
+    split: str = "test",
+    seed: int = 0,
+) -> str:
+    """Fill what is missing; with `hide`, first hide that share and report the error on it.
+
+    `hide_what` is "frames" or single "values"; `split` may be "all", to fill every gap of the data. Writes
+    imputed.npz and imputed.csv: id, time, column, mean and quantiles of the missing values only, in the units of the
+    data.
+
+    Args:
+        run: run directory, made by dynavae fit --out; or a saved model, with `data`.
+        hide: share to hide first, in [0, 1), so that the error on it can be reported.
+        hide_what: hide whole "frames" or single "values".
+        samples: completions drawn for each sequence.
+        data: another data set or file; default: that of the run.
+        split: which part of the data.
+        seed: of the noise.
+    """
+    if not 0 <= hide < 1:
+        raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
+    if hide_what not in ("frames", "values"):
+        raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
+    opened = Run.open(run, exported=True)
+    net, splits = opened.model(), opened.data(data)
+    if split == "all":
+        splits, split = splits.joined(), "test"
+    chosen = splits.split(split)
+    whole = chosen.batch()
+    batch = whole.hide(_holes(whole, hide, hide_what, seed)) if hide else whole
+    if batch.complete:
+        raise ValueError(
+            f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it."
+        )
+    filled = tasks.impute(net, batch, samples, seed=seed)
+    missing = ~filled.observed.numpy() & whole.valid.unsqueeze(-1).numpy()
+    drawn = results.to_units(splits, filled.samples.numpy())
+    values = {
+        "mean": results.to_units(splits, filled.x.numpy()),
+        **results.quantiles(drawn),
+        "truth": results.to_units(splits, torch.where(whole.observed, whole.x, torch.nan).numpy()),
+    }
+    mean, truth = values["mean"], values["truth"]
+    np.savez_compressed(
+        opened.directory / "imputed.npz",
+        x=mean,
+        **{k: v for k, v in values.items() if k != "mean"},
+        observed=filled.observed.numpy(),
+        lengths=filled.lengths.numpy(),
+        **results.times(splits, split, chosen.names),
+    )
+    results.write_table(
+        opened.directory / "imputed.csv", splits, split, list(chosen.names), values, where=missing, once=True
+    )
+    scored = missing & ~np.isnan(truth)
+    row: dict[str, Any] = {"sequences": len(chosen), "missing": int(missing.sum()), "samples": samples}
+    if scored.any():
+        row["mae"] = float(np.abs(mean - truth)[scored].mean())
+        if "train" in splits.available:
+            row["mae_of_mean"] = _mean_baseline(splits, truth, scored)
+    return table([row]) + f"\nwritten to {opened.directory}: imputed.npz, imputed.csv"
+
+
+def _holes(batch: Sequences, share: float, what: str, seed: int) -> torch.Tensor:
+    """Whole frames, or single values, hidden at random; the first frame of a sequence is always kept."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = batch.x.shape[:2] if what == "frames" else batch.x.shape
+    hidden = torch.rand(shape, generator=generator) < share
+    hidden[:, 0] = False
+    return hidden.reshape(*shape, *[1] * (batch.x.ndim - len(shape))).expand_as(batch.x)
+
+
+def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) -> float:
+    """Error of filling with the train mean of each coordinate."""
+    train = np.concatenate([np.asarray(x, dtype=np.float64) for x in splits.split("train").x])
+    mean = results.to_units(splits, np.nanmean(train, 0))
+    return float(np.abs(mean - truth)[scored].mean())

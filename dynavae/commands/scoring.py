@@ -1,0 +1,71 @@
+"""`dynavae evaluate`: the bounds of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynavae import results, tasks
+from dynavae.files import write_json
+from dynavae.runs import Run, table
+
+
+def evaluate(
+    run: str,
+    bounds: list[str] | None = None,
+    data: str | None = None,
+    split: str = "test",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> str:
+    """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json.
+
+    Args:
+        run: run directory, made by dynavae fit --out; or a saved model, with `data`.
+        bounds: such as [elbo, iwae-100, fivo-64, exact]; a number is how many particles.
+        data: another data set or file; default: that of the run.
+        split: which part of the data.
+        batch_size: sequences at a time.
+        seed: of the noise.
+    """
+    opened = Run.open(run, exported=True)
+    net, splits = opened.model(), opened.data(data)
+    requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
+    if not bounds and net.per_step_likelihood:
+        requested.append("fivo-64")
+    found = []
+    for text in requested:
+        bound, _, k = text.partition("-")
+        if k and not k.isdigit():
+            raise ValueError(f"a bound looks like elbo, iwae-100 or fivo-64; got {text!r}.")
+        kl = "sample" if net.exact else "auto"
+        scored = tasks.score(
+            net, splits, bound, int(k or 1), split=split, kl=kl, batch_size=batch_size, seed=seed
+        ).to_dict()
+        scored = results.in_units(scored, splits, split)
+        found.append(scored)
+        print(f"  {text}: {scored['nats_per_frame']:.4f} nats per frame", flush=True)
+    write_json(opened.directory / "score.json", found[0])
+    others = [s for s in opened.scores() if not any(_same_question(s, f) for f in found)]
+    write_json(opened.directory / "scores.json", found + others)
+    columns = [
+        "model",
+        "data",
+        "split",
+        "bound",
+        "particles",
+        "nats_per_frame",
+        "nats_per_frame_by_sequence",
+        "frames",
+        "sequences",
+        "first_frame",
+    ]
+    if splits.schema is not None and splits.schema.standardized:
+        columns.insert(6, "nats_per_frame_in_units")
+        print("  nats_per_frame: of standardised values; nats_per_frame_in_units: in the units of the file")
+    return (
+        table(found, columns) + f"\nwritten to {opened.directory}: score.json (the first), scores.json (all)"
+    )
+
+
+def _same_question(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return all(a.get(k) == b.get(k) for k in ("bound", "particles", "split", "data_sha256"))
