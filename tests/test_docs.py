@@ -6,6 +6,7 @@ that they run. The gallery's examples run when the documentation is built (`make
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -90,6 +91,35 @@ def test_links_between_pages_lead_somewhere():
                 assert target.stem in examples, (page.name, link)
             else:
                 assert target.is_file(), (page.name, link)
+
+
+def test_tables_of_videos_give_every_model_its_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    import generated
+
+    assert generated.over_seeds([0.01, 0.03, 0.015], ".1%") == "1.8% ± 1.0%"
+    assert generated.over_seeds([2.5], ".2f") == "2.50"
+    records = json.loads((generated.RESULTS / "kvae.json").read_text(encoding="utf-8"))
+    for table in generated.video().split("\n\n")[::2]:
+        head, _, *rows = table.strip().splitlines()
+        cells = [row.strip("| ").replace("**", "").split(" | ") for row in rows]
+        data = head.strip("| ").split(" | ")[0]
+        for row in cells:
+            own = [r for r in records if (r["data"], r["model"]) == (data, row[0])]
+            assert len(row) == len(cells[0]) and own
+            seeds = sorted({r["seed"] for r in own if r["seed"] is not None})
+            assert row[-1] == (", ".join(map(str, seeds)) or "–")
+            assert ("±" in row[1]) == (len(seeds) > 1)
+
+
+def test_one_setting_of_every_search_is_chosen(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "_ext"))
+    import generated
+
+    rows = [row.split(" | ") for row in generated.video_search().splitlines()[2:] if row.startswith("|")]
+    searches = [(row[0], row[1]) for row in rows]
+    chosen = [search for search, row in zip(searches, rows, strict=True) if row[2].startswith("**")]
+    assert len(set(searches)) >= 4 and sorted(chosen) == sorted(set(searches))
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)

@@ -9,7 +9,7 @@ import torch
 from dynavae import cli
 from dynavae.data import DataSplits, SequenceDataset, save_npz
 from dynavae.report import write_report
-from dynavae.report.video import MISSING, _side_by_side
+from dynavae.report.video import MISSING, _side_by_side, strips, weights_map
 
 
 def test_frames_lie_side_by_side_and_what_is_missing_is_grey():
@@ -42,6 +42,27 @@ def test_sequences_of_images_are_strips(tmp_path):
     assert "time against dimension" not in text
     with pytest.raises(ValueError, match=r"meta\['image'\] should be .* of 12 pixels; got \[3, 5\]"):
         write_report(path, title="", samples=[x], kind="binary", meta={"image": [3, 5]})
+
+
+def test_marks_lie_between_frames():
+    drawing = strips(["truth", "seen"], [np.zeros((14, 6))] * 2, [2, 3], marks=[4, 9])
+    for (
+        axis
+    ) in drawing.axes:  # frames of 3 pixels and gaps of 1; the gap before frame t is centred at 4 t - 1
+        np.testing.assert_allclose([line.get_xdata()[0] for line in axis.lines], [15.0, 35.0])
+
+
+def test_weights_are_averaged_over_cells_with_one_scale():
+    corners = np.array([[0.0, 0.0], [0.0, 10.0], [10.0, 0.0], [10.0, 10.0]])
+    first = np.array([0.1, 0.1, 0.9, 0.9])
+    points = np.concatenate([corners, corners])
+    weights = np.concatenate([first - 0.05, first + 0.05])
+    maps = [axis.collections[0] for axis in weights_map(points, np.stack([weights, 1 - weights], 1)).axes[:2]]
+    for cells, x in zip(maps, (0.1, 0.9), strict=True):
+        left = cells.get_offsets()[:, 0] < 5
+        np.testing.assert_allclose(cells.get_array()[left], x)
+        np.testing.assert_allclose(cells.get_array()[~left], 1 - x)
+        np.testing.assert_allclose(cells.get_clim(), (0.1, 0.9))
 
 
 def test_the_report_of_a_kvae_shows_its_dynamics(tmp_path, capsys):

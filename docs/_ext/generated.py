@@ -152,8 +152,14 @@ def growth() -> str:
     return markdown(("grows", "training step of a VRNN, from batch 32, 100 steps, 1 particle, h 128"), rows)
 
 
+def over_seeds(values: Sequence[float], form: str) -> str:
+    """The mean, and half of what lies between the least and the largest."""
+    mean, spread = sum(values) / len(values), (max(values) - min(values)) / 2
+    return format(mean, form) + (f" ± {format(spread, form)}" if len(values) > 1 else "")
+
+
 def video() -> str:
-    """Wrong pixels of missing frames of simulated videos, for each data set."""
+    """Wrong pixels of missing frames of simulated videos, for each data set, over seeds."""
     records = json.loads((RESULTS / "kvae.json").read_text(encoding="utf-8"))
     out = []
     for data in dict.fromkeys(r["data"] for r in records):
@@ -161,22 +167,45 @@ def video() -> str:
         gaps = list(dict.fromkeys(r["gap"] for r in own))
         rows = []
         for model in dict.fromkeys(r["model"] for r in own):
-            of = {r["gap"]: r for r in own if r["model"] == model}
-            first = next(iter(of.values()))
+            of = [r for r in own if r["model"] == model]
+            seeds = {r["seed"]: r for r in of if r["seed"] is not None}
+            scores = [("neg_elbo", ".2f"), ("r2_position", ".3f")]
             rows.append(
                 [
-                    f"**{model}**" if first["neg_elbo"] is not None else model,
-                    *(f"{of[gap]['wrong_pixels']:.2%}" if gap in of else "–" for gap in gaps),
-                    "–" if first["neg_elbo"] is None else f"{first['neg_elbo']:.2f}",
-                    "–" if first["r2_position"] is None else f"{first['r2_position']:.3f}",
-                    str(first.get("parameters", "–")),
-                    str(first.get("epochs", "–")),
+                    f"**{model}**" if seeds else model,
+                    *(over_seeds([r["wrong_pixels"] for r in of if r["gap"] == gap], ".2%") for gap in gaps),
+                    *(
+                        over_seeds([r[key] for r in seeds.values()], form)
+                        if seeds and of[0][key] is not None
+                        else "–"
+                        for key, form in scores
+                    ),
+                    f"{of[0]['parameters']:,}" if seeds else "–",
+                    str(of[0]["epochs"]) if seeds else "–",
+                    ", ".join(str(len(r.get("starts", [0]))) for r in seeds.values()) if seeds else "–",
+                    ", ".join(map(str, seeds)) if seeds else "–",
                 ]
             )
-        heads = (data, *gaps, "−ELBO", "R² of the position", "parameters", "epochs")
-        keys = ("split", "data_sha256", "videos", "bound", "seed", "paths", "hardware")
+        heads = (data, *gaps, "−ELBO", "R² of the position", "parameters", "epochs", "starts", "seeds")
+        keys = ("split", "data_sha256", "videos", "bound", "paths", "hardware")
         out.append(markdown(heads, rows) + "\n" + facts([r for r in own if r["neg_elbo"] is not None], keys))
     return "\n".join(out)
+
+
+def video_search() -> str:
+    """The settings tried for each model of videos, on the validation split, the chosen one in bold."""
+    records = json.loads((RESULTS / "kvae_search.json").read_text(encoding="utf-8"))
+    rows = []
+    for data, model in dict.fromkeys((r["data"], r["model"]) for r in records):
+        own = [r for r in records if (r["data"], r["model"]) == (data, model)]
+        best = min(own, key=lambda r: r["wrong_pixels"])
+        for r in own:
+            setting = ", ".join(f"{k} {v}" for k, v in r["setting"].items() if k != "score_hidden")
+            cells = [setting, f"{r['wrong_pixels']:.2%}", f"{r['neg_elbo']:.2f}"]
+            rows.append([data, model, *(f"**{cell}**" if r is best else cell for cell in cells)])
+    heads = ("data", "model", "setting", "wrong pixels, random 50 %", "−ELBO")
+    keys = ("split", "data_sha256", "videos", "epochs", "seed", "paths")
+    return markdown(heads, rows) + "\n" + facts(records, keys)
 
 
 def exact_speed() -> str:
@@ -219,6 +248,7 @@ def build(app: Any) -> None:
         "exact_speed": exact_speed(),
         "growth": growth(),
         "video": video(),
+        "video_search": video_search(),
     }.items():
         (folder / f"{name}.md").write_text(text + "\n", encoding="utf-8")
 

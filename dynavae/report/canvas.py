@@ -106,7 +106,7 @@ class Canvas:
 
     def pictures(self, titles: Sequence[str], values: Sequence[np.ndarray], now: int | None = None) -> Any:
         if self.image is not None:
-            return video.strips(titles, values, self.image, now)
+            return video.strips(titles, values, self.image, () if now is None else (now,))
         if self.kind == "power":
             return images.spectrograms(titles, values, self.frame_seconds, self.sample_rate, now)
         return images.rasters(titles, values, self.frame_seconds, now)

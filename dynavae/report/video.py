@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from dynavae.report import html
@@ -16,6 +15,9 @@ from dynavae.report.theme import BLUE, INK, MUTED, ORANGE, WIDE, figure, svg, th
 FRAMES = 20
 """Frames of one strip, at most."""
 
+CELLS = 24
+"""Cells across the plane of points."""
+
 MISSING = (0.55, 0.60, 0.66, 0.45)
 """Colour of what was not observed."""
 
@@ -24,7 +26,7 @@ def strips(
     titles: Sequence[str],
     values: Sequence[np.ndarray],
     image: Sequence[int],
-    now: int | None = None,
+    marks: Sequence[int] = (),
 ) -> Figure:
     """Videos (T, pixels) as rows of frames, white where a pixel is 1; what is NaN is greyed.
 
@@ -32,7 +34,7 @@ def strips(
         titles: one for each video.
         values: the videos, all of one length.
         image: (height, width) or (channels, height, width); three channels are colours, others are averaged.
-        now: the frame before which a line is drawn.
+        marks: frames before which a line is drawn.
     """
     channels, height, width = image if len(image) == 3 else (1, *image)
     frames = len(values[0])
@@ -44,7 +46,7 @@ def strips(
         axis.set_title(title)
         axis.axis("off")
         axis.set_xlim(-0.5, max(frames, 12) * (width + gap) - gap - 0.5)
-        if now is not None:
+        for now in marks:
             axis.axvline(now * (width + gap) - gap / 2 - 0.5, color=ORANGE, linewidth=1.4)
     return drawing
 
@@ -64,27 +66,23 @@ def _side_by_side(video: np.ndarray, channels: int, height: int, width: int, gap
 
 
 def weights_map(a: np.ndarray, weights: np.ndarray) -> Figure:
-    """Weight of each set of dynamics, (N, K), at the points a (N, 2)."""
+    """Weight of each set of dynamics, (N, K), averaged over the points a (N, 2) in each cell of the plane."""
     number = weights.shape[1]
     drawing = figure(WIDE, WIDE / max(number, 3) + 0.5)
     axes = np.atleast_1d(drawing.subplots(1, number, sharex=True, sharey=True))
-    for k, axis in enumerate(axes):
-        shown = axis.scatter(
-            *a.T,
-            c=weights[:, k],
-            s=2.5,
-            linewidths=0,
-            cmap=colormaps["viridis"],
-            vmin=0,
-            vmax=1,
-            rasterized=True,
-        )
+    cells = [
+        axis.hexbin(*a.T, C=weights[:, k], gridsize=CELLS, linewidths=0.1, cmap="viridis")
+        for k, axis in enumerate(axes)
+    ]
+    shown = np.concatenate([np.asarray(cell.get_array()) for cell in cells])
+    for k, (axis, cell) in enumerate(zip(axes, cells, strict=True)):
+        cell.set_clim(shown.min(), shown.max())
         axis.set_title(f"weight of dynamics {k + 1}")
         axis.set_aspect("equal")
         axis.grid(visible=False)
-        axis.set_xlabel("first coordinate of a")
-    axes[0].set_ylabel("second coordinate of a")
-    bar = drawing.colorbar(shown, ax=list(axes), pad=0.01, fraction=0.03)
+        axis.set_xlabel("a 0")
+    axes[0].set_ylabel("a 1")
+    bar = drawing.colorbar(cells[0], ax=list(axes), pad=0.01, fraction=0.03, shrink=0.8)
     bar.outline.set_visible(False)
     return drawing
 
@@ -102,7 +100,7 @@ def trajectory(
         axis.plot(time, truth[:, i], color=INK, linewidth=1, label="encoded from all frames")
         for (name, path), colour in zip(paths.items(), (ORANGE, BLUE), strict=False):
             axis.plot(time, path[:, i], color=colour, label=name)
-        axis.set_ylabel(f"a {i + 1}")
+        axis.set_ylabel(f"a {i}")
     axes[-1].set_xlabel(unit)
     axes[0].legend(frameon=False, fontsize=7, ncols=3)
     return drawing
@@ -122,10 +120,12 @@ def dynamics_section(item: Mapping[str, Any], image: Sequence[int] | None, step:
     with theme():
         if image is not None:
             shown = {title: np.asarray(video)[:FRAMES] for title, video in item["strips"].items()}
-            picture = svg(strips(list(shown), list(shown.values()), image), "dynamics-strips")
+            ends = [t for t in np.flatnonzero(np.diff(hidden)) + 1 if t < FRAMES]
+            drawn = strips(list(shown), list(shown.values()), image, marks=ends)
+            picture = svg(drawn, "dynamics-strips")
             caption = (
-                f"{int(hidden.sum())} of {len(hidden)} frames are hidden (grey). The filter knows the frames before, the "
-                "smoother all that were seen; what is generated goes on from the frames before the gap alone."
+                f"{int(hidden.sum())} of {len(hidden)} frames are hidden (grey, between lines). The filter knows the frames "
+                "before, the smoother all that were seen; what is generated goes on from the frames before the gap alone."
             )
             cards.append(html.card("a gap", picture, caption, f"Strips of frames. {caption}"))
         time = np.arange(len(hidden)) * (step or 1.0)
@@ -139,11 +139,9 @@ def dynamics_section(item: Mapping[str, Any], image: Sequence[int] | None, step:
         if item.get("points") is not None:
             drawing = weights_map(np.asarray(item["points"]), np.asarray(item["weights"]))
             caption = (
-                "Each point is a frame of a test video at its a_t, coloured by the weight alpha of each set of dynamics in "
-                "the step that led there. Where bodies bounce, other dynamics take over."
+                "The plane of points, coloured by the weight alpha of each set of dynamics in the step that led there, "
+                "averaged over the frames in a cell. What differs between the middle and the border is what walls change."
             )
-            cards.append(
-                html.card("weights", svg(drawing, "dynamics-weights"), caption, f"Scatter plots. {caption}")
-            )
+            cards.append(html.card("weights", svg(drawing, "dynamics-weights"), caption, f"Maps. {caption}"))
     lead = "What the linear dynamics know: states by the exact filter and smoother, given the encoded frames."
     return Section("dynamics", "Dynamics", lead, f'<div class="cards">{"".join(cards)}</div>')
