@@ -29,7 +29,9 @@ def log_w(model: SequentialLVM) -> torch.Tensor:
     x = torch.linspace(-1, 1, 2 * 5 * 4).reshape(2, 5, 4).to(like)
     control = x[..., : model.control_dim] if model.control_dim else None
     with torch.no_grad():
-        return scan(model, Sequences.from_arrays(x, control=control), generator=torch.Generator().manual_seed(0)).log_w
+        return scan(
+            model, Sequences.from_arrays(x, control=control), generator=torch.Generator().manual_seed(0)
+        ).log_w
 
 
 @pytest.mark.parametrize("name", MODELS)
