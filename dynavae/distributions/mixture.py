@@ -11,6 +11,12 @@ from dynavae.distributions.factorised import LOG_2PI
 from dynavae.distributions.multivariate import MultivariateNormal
 
 
+def _chosen(log_weights: Tensor, noise: Tensor) -> Tensor:
+    """The component (...) that a standard normal (..., 1) chooses."""
+    below = log_weights.softmax(-1).cumsum(-1) < torch.special.ndtr(noise)
+    return below.sum(-1).clamp(max=log_weights.shape[-1] - 1)
+
+
 class GaussianMixture(NamedTuple):
     r""":math:`\sum_m \pi_m\, \mathcal N(x; \mu_m, \mathrm{diag}\,\sigma_m^2)`, M components.
 
@@ -42,8 +48,7 @@ class GaussianMixture(NamedTuple):
 
     def sample(self, noise: Tensor) -> Tensor:
         normal, choice = noise.chunk(2, -1)
-        below = self.logits.softmax(-1).cumsum(-1) < torch.special.ndtr(choice[..., :1])
-        index = below.sum(-1, keepdim=True).clamp(max=self.logits.shape[-1] - 1).unsqueeze(-1)
+        index = _chosen(self.logits, choice[..., :1])[..., None, None]
         lead = normal.shape[:-1]
         loc, scale = (
             torch.gather(a.expand(*lead, *a.shape[-2:]), -2, index.expand(*lead, 1, a.shape[-1])).squeeze(-2)
@@ -102,8 +107,7 @@ class MultivariateMixture(NamedTuple):
 
     def sample(self, noise: Tensor) -> Tensor:
         normal, choice = noise[..., :-1], noise[..., -1:]
-        below = self.log_weights.softmax(-1).cumsum(-1) < torch.special.ndtr(choice)
-        index = below.sum(-1).clamp(max=self.log_weights.shape[-1] - 1)
+        index = _chosen(self.log_weights, choice)
         drawn = self.loc + (self.scale_tril @ normal.unsqueeze(-1).unsqueeze(-3)).squeeze(-1)
         index = index[..., None, None].expand(*index.shape, 1, drawn.shape[-1])
         return torch.gather(drawn.expand(*index.shape[:-2], *drawn.shape[-2:]), -2, index).squeeze(-2)
