@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -289,7 +290,7 @@ def main() -> None:
         "allocator": "the engine's keeps freed memory, as fit does" if kept else "as it is",
         "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
         "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
-        "command": f"python benchmarks/engine_speed.py --threads {arguments.threads}",
+        "command": shlex.join(["python", "benchmarks/engine_speed.py", *sys.argv[1:]]),
     }
     records: list[dict[str, Any]] = []
     engine, plain = (Worker(kind, arguments.threads) for kind in ("engine", "plain"))
@@ -304,7 +305,7 @@ def main() -> None:
             for task in ("train", "infer"):
                 record: dict[str, Any] = {"task": task, "model": name, "batch": batch, "steps": steps}
                 repeats = arguments.repeats if steps < 500 else max(arguments.repeats // 2, 1)
-                record |= compare(task, name, batch, steps, repeats, engine, plain)
+                record |= compare(task, name, batch, steps, repeats, engine, plain) | {"repeats": repeats}
                 if task == "train":
                     record |= {
                         "peak_mb": peak_mb(name, batch, steps, "fast"),
