@@ -5,8 +5,9 @@
 Writes benchmarks/results/zoo.json, one record per model: minus the bounds in nats per frame on the test split (all
 frames scored, total nats / total frames), parameters, seconds per epoch, seed. LGSSM, GMM, PPCA, FactorAnalysis and SLDS
 score a density on 0/1 data (scale at least 0.1), which is not comparable with the probabilities of the others: see
-the column `density`. All of these but SLDS are fitted by EM, an epoch being an iteration. Nothing is tuned, but that the SLDS has
-a learning rate of 0.03 after a first row with the default one, whose validation and test scores had been seen, had hardly begun to learn.
+the column `density`. All of these but SLDS are fitted by EM, an epoch being an iteration. Nothing is tuned,
+but that the SLDS has a learning rate of 0.03: a first row with the default one, whose validation and test scores had been
+seen, had hardly begun to learn.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ for name, a in (("straight lines", straight), ("smoother", filled)):
 
 # %%
 # The points are the true positions, but for a linear map: no one told the model that there is a plane with a ball in it.
-# The weights of the three dynamics, over the true position: after a training this short they differ little at the walls yet.
+# The weights of the three dynamics, over the true position: after so short a training they differ little at the walls.
 
 states = model.states(test)
 a, truth = states.a.flatten(0, 1), torch.from_numpy(true_states(box)[..., :2]).flatten(0, 1)
