@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from dynavae.nn.cells import CELLS, Cell
 from dynavae.nn.heads import ToNormal, to_scale
 from dynavae.nn.memory import Memory
 from dynavae.nn.mlp import ACTIVATIONS
-from dynavae.nn.through_time import CELLS, Cell, Dense, Size, derivative
+from dynavae.nn.through_time import Dense, Size, derivative
 
 
 class Stage(NamedTuple):
