@@ -1,9 +1,9 @@
 """Keeps freed memory for the next step.
 
 Training frees and asks for the same large buffers every step. glibc hands freed memory at the end of its heap back to the
-system, and a page that comes back has to be mapped and cleared: 10,000 page faults in a step of 160 ms, 6 to 8 % of it. A block of more than
-32 MB is mapped by itself and always goes back, such as what an LSTM over 150 frames of 32 sequences keeps for its backward:
-10 to 17 % of a step with two LSTMs.
+system, and a page that comes back has to be mapped and cleared: 10,000 page faults in a step of 160 ms, 6 to 8 % of it. A
+block of more than 32 MB that no hole of the heap can take is mapped by itself and always goes back, such as the 54 MB which
+torch's LSTM over 150 frames of 32 sequences keeps for its backward: up to 15 % of a step.
 """
 
 from __future__ import annotations

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynavae import Sequences, objectives
 from dynavae.loss import Loss
 from dynavae.models import DKF, RVAE, SRNN, VRNN
+from dynavae.nn import cells
 from dynavae.nn.mlp import ACTIVATIONS
+from dynavae.nn.through_time import Dense, Size, Tanh
 from dynavae.noise import Noise, draw
 from dynavae.scan import Trajectory, scan
 from dynavae.terms import compiled
@@ -168,8 +170,6 @@ def test_gradient_under_dropout(
 
 def test_dropout_keeps_the_mean() -> None:
     """A linear posterior layer's output is unbiased under its masks: three standard errors of 4000 draws."""
-    from dynavae.nn.through_time import Dense, Size
-
     torch.manual_seed(0)
     weight, bias, x = torch.randn(3, 2), torch.randn(3), torch.randn(4000, 2)[:1].expand(4000, 2)
     dense = Dense(Size(1, 1, 4000, False), weight, bias, None, None, 0.4, 0.5, True)
@@ -256,3 +256,48 @@ def test_no_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             Loss(VRNN(x_dim=3, z_dim=2, h_dim=5), compile=True)
     finally:
         compiled.cache_clear()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_cell_equals_torch(cell: str) -> None:
+    """States and all gradients against torch's own cell, at a size at which tanh is taken by way of the sigmoid."""
+    torch.manual_seed(0)
+    T, K, B, x_dim, h_dim = 4, 2, 3, 7, 300
+    assert K * B * h_dim > Tanh.MANY
+    options = {"nonlinearity": "relu"} if cell == "relu_rnn" else {}
+    theirs = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)(x_dim, h_dim, dtype=torch.float64, **options)
+    w_x, w_h, b_x, b_h = theirs.parameters()
+    x = torch.randn(T, K * B, x_dim, dtype=torch.float64)
+    start = [torch.randn(1, K * B, h_dim, dtype=torch.float64) for _ in range(2 if cell == "lstm" else 1)]
+    out, _ = theirs(x.requires_grad_(), tuple(start) if cell == "lstm" else start[0])
+    weight = torch.randn_like(out)
+    own = cell == "gru"
+    # What the gates read beside x, known for all t and the same for all particles: here the bias at each.
+    before = (b_x if own else b_x + b_h).detach().expand(T, B, -1)
+    ours = cells.CELLS[cell](
+        Size(T, K, B, True),
+        w_x.detach(),
+        before.contiguous(),
+        w_h.detach(),
+        b_h.detach() if own else None,
+        [part[0] for part in start],
+    )
+    for t in range(T):
+        ours.forward(t, x[t].detach())
+    torch.testing.assert_close(ours.h, out, rtol=1e-12, atol=1e-12)
+
+    ours.prepare([None] * len(ours.states))
+    d_x, d_h = [], torch.zeros_like(start[0][0])
+    for t in reversed(range(T)):
+        d_x.append(ours.backward(t, weight[t] + d_h).clone())
+        d_h = ours.d_h
+    d_w_x, d_before, d_w_h, d_b_h = ours.gradients(x.detach())
+    grads = torch.autograd.grad((out * weight).sum(), [x, w_x, w_h, b_x, b_h])
+    found = [
+        torch.stack(d_x[::-1]),
+        d_w_x,
+        d_w_h,
+        d_before.sum((0, 1)),
+        d_b_h if own else d_before.sum((0, 1)),
+    ]
+    torch.testing.assert_close(found, list(grads), rtol=1e-10, atol=1e-10)
