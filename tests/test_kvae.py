@@ -49,10 +49,18 @@ def videos(gaps=False, control_dim=0, seed=0):
     return Sequences.from_arrays(x, observed=observed, control=control)
 
 
+def extended(model):
+    """Offsets, and variances that training has moved."""
+    with torch.no_grad():
+        for p in (model.b, model.log_Q, model.log_R):
+            p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7), dtype=p.dtype)
+    return model
+
+
 def as_lgssm(model):
-    A, C, B_ = (None if p is None else p[0].detach() for p in (model.A, model.C, model.B))
+    A, C, B_, b = (None if p is None else p[0].detach() for p in (model.A, model.C, model.B, model.b))
     zero = torch.zeros(model.state_dim, dtype=torch.float64)
-    return kalman.LinearGaussian(zero, model.P0, A, model.Q, C, model.R, B_)
+    return kalman.LinearGaussian(zero, model.P0, A, model.Q.detach(), C, model.R.detach(), B_, b=b)
 
 
 def time_first(batch):
@@ -62,8 +70,10 @@ def time_first(batch):
 
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("control_dim", [0, 2])
-def test_with_one_mixture_and_a_equal_to_x_every_path_weighs_the_kalman_likelihood(gaps, control_dim):
-    model, batch = identity(mixtures=1, control_dim=control_dim), videos(gaps, control_dim)
+@pytest.mark.parametrize("more", [False, True])
+def test_with_one_mixture_and_a_equal_to_x_every_path_weighs_the_kalman_likelihood(gaps, control_dim, more):
+    model = identity(mixtures=1, control_dim=control_dim, offsets=more, learn_noise=more)
+    model, batch = extended(model) if more else model, videos(gaps, control_dim)
     exact = kalman.kalman_filter(as_lgssm(model), *time_first(batch)).log_likelihood.sum(0)
     run = scan(model, batch, particles=4, noise=noise_for(model, batch, 4))
     log_w = objectives.log_weights(run)
@@ -122,9 +132,11 @@ def test_the_marginal_equals_the_papers_sampled_state_but_without_its_variance()
     assert joint.std(0).min() > 0.5  # either term alone varies
 
 
-def test_states_are_those_of_a_hand_written_loop():
-    """A_t, B_t, C_t from a_<t; z_t reads u_t; gaps are fed their prediction."""
-    model = small(KVAE, control_dim=2)
+@pytest.mark.parametrize("more", [False, True])
+def test_states_are_those_of_a_hand_written_loop(more):
+    """A_t, B_t, C_t, b_t from a_<t; z_t reads u_t; gaps are fed their prediction."""
+    model = small(KVAE, control_dim=2, offsets=more, learn_noise=more)
+    model = extended(model) if more else model
     x = torch.randn(1, 5, 4, dtype=torch.float64)
     control = torch.randn(1, 5, 2, dtype=torch.float64)
     x[0, 2] = torch.nan
@@ -136,8 +148,9 @@ def test_states_are_those_of_a_hand_written_loop():
         memory = model.rnn.step(memory, a)
         alpha = model.to_weights(memory[-1][0]).softmax(-1)[0]
         A, B_, C = ((alpha[:, None, None] * p).sum(0) for p in (model.A, model.B, model.C))
+        b = alpha @ model.b if more else 0.0
         if t:
-            m, P = A @ m + B_ @ control[0, t], A @ P @ A.T + model.Q
+            m, P = A @ m + B_ @ control[0, t] + b, A @ P @ A.T + model.Q
         if t == 2:
             a = (C @ m).unsqueeze(0)
         else:

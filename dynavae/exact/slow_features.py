@@ -31,7 +31,7 @@ class SlowFeatures(NamedTuple):
 
 
 def slow_features(
-    sequences: Iterable[tuple[Float[Tensor, "T x_dim"], Bool[Tensor, "T x_dim"]]],
+    sequences: Iterable[tuple[Float[Tensor, "_ x_dim"], Bool[Tensor, "_ x_dim"]]],
     dim: int,
     components: int = 100,
 ) -> SlowFeatures:
