@@ -8,8 +8,8 @@
 Every model has perceptrons of the same widths around its latents and sees the same training videos as often; the
 best epoch on the validation split is kept.
 
-**How settings are chosen.** Six settings of each model (`CANDIDATES` of `video_models.py`) are trained on box for
-5 epochs, seed 0. The one with the fewest wrong pixels in a random gap of 50 %, on the first 100 *validation* videos,
+**How settings are chosen.** Six to eight settings of each model (`CANDIDATES` of `video_models.py`) are trained on
+box for 5 epochs, seed 0. The one with the fewest wrong pixels in a random gap of 50 %, on the first 100 *validation* videos,
 is taken; the bound is recorded beside it. Pong, where two paddles move too, then has three numbers of coordinates of
 a frame's code (`SIZES`), chosen in the same way, for the two models whose codes are that small. Nothing else is
 tuned, and the test split is scored with the chosen settings only.

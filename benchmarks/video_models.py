@@ -47,6 +47,8 @@ CANDIDATES: dict[str, list[dict[str, Any]]] = {
         dict(lr=0.003, beta=3.3333, **MIXED, learn_noise=True),
         dict(lr=0.005, beta=3.3333, **MIXED, learn_noise=True),
         dict(lr=0.003, beta=3.3333, **MIXED, learn_noise=True, h_dim=128),
+        dict(lr=0.005, beta=3.3333, **MIXED, learn_noise=True, h_dim=128),
+        dict(lr=0.008, beta=3.3333, **MIXED, learn_noise=True, h_dim=128),
     ],
     **{
         name: [dict(lr=0.003, beta=1.0), dict(lr=0.001, beta=1.0), dict(lr=0.003, beta=3.3333)]
@@ -67,9 +69,11 @@ CANDIDATES["VRNN"] += [
     dict(lr=0.005, beta=3.3333),
     dict(lr=0.003, beta=10.0),
     dict(lr=0.003, beta=3.3333, z_dim=16, h_dim=128),
+    dict(lr=0.005, beta=3.3333, z_dim=16, h_dim=128),
+    dict(lr=0.008, beta=3.3333, z_dim=16, h_dim=128),
 ]
-"""Six for each: learning rates, weights of the KL, sizes; the DKF also without hidden frames, the KVAE as it was published
-and with what this library adds, one by one."""
+"""Eight for the KVAE and the VRNN, six for the others: learning rates, weights of the KL, sizes; the DKF also without hidden
+frames, the KVAE as it was published and with what this library adds, one by one."""
 
 SIZES: dict[str, list[dict[str, Any]]] = {
     "KVAE": [dict(z_dim=2, state_dim=4), dict(z_dim=3, state_dim=6), dict(z_dim=4, state_dim=8)],

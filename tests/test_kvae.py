@@ -100,6 +100,32 @@ def test_imputed_points_have_the_moments_of_the_smoother():
         torch.testing.assert_close(samples.T.cov(), exact.covariance[t, b], rtol=0.15, atol=0.05)
 
 
+def test_with_several_mixtures_completions_are_weighed_to_the_exact_posterior():
+    """The proposal's weights alpha in a gap come from predictions; by how paths lead on, their mean is exact all the same."""
+    model = identity(mixtures=3)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.A += 0.4 * torch.randn(model.A.shape, generator=g, dtype=model.A.dtype)
+        model.C += torch.randn(model.C.shape, generator=g, dtype=model.C.dtype)
+        model.to_weights.weight *= 20
+        x, observed = generate(model, batch=B, length=T).x, videos(gaps=True).observed
+        batch = Sequences.from_arrays(x[:1], observed=observed[:1])
+        N, S = 20000, 4000
+        by_prior = scan(model, batch, particles=N, propose=filtering, noise=noise_for(model, batch, N))
+        bridged = scan(model, batch, particles=S, noise=noise_for(model, batch, S))
+    w, v = (objectives.log_weights(run).softmax(0) for run in (by_prior, bridged))
+    weighed, plain = (impute(model, batch, samples=S, reweight=r).samples.mean(0) for r in (None, False))
+    bias = []
+    assert all(1 / (of[:, 0] ** 2).sum() > 1000 for of in (w, v))
+    for b, t in ((0, 3), (0, 4), (0, 5)):
+        mean = w[:, b] @ by_prior.z[t, :, b]
+        variance = w[:, b] @ (by_prior.z[t, :, b] - mean) ** 2
+        error = (variance * ((w[:, b] ** 2).sum() + (v[:, b] ** 2).sum() + 1 / S)).sqrt()
+        assert ((weighed[b, t] - mean).abs() < 5 * error).all()
+        bias.append(((plain[b, t] - mean).abs() / error).max())
+    assert max(bias) > 8
+
+
 def test_the_marginal_equals_the_papers_sampled_state_but_without_its_variance():
     """log p(a, s) - log p(s | a) is log p(a) for every s of the exact smoother."""
     model, batch = small(KVAE), Sequences.from_arrays(torch.randn(2, 7, 4, dtype=torch.float64))
