@@ -101,7 +101,7 @@ def test_imputed_points_have_the_moments_of_the_smoother():
 
 
 def test_with_several_mixtures_completions_are_weighed_to_the_exact_posterior():
-    """The proposal's weights alpha in a gap come from predictions; by how paths lead on, their mean is exact all the same."""
+    """Alpha in a gap comes from predictions; weighed by how paths lead on, their mean is exact all the same."""
     model = identity(mixtures=3)
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
