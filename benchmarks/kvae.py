@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from video_models import CANDIDATES, MODELS, ROOT, SEARCH, SIZES, best, trained
+from video_models import CANDIDATES, MODELS, ROOT, SEARCH, SIZES, SMALLER, best, trained
 
 import dynavae
 from dynavae import Sequences
@@ -159,6 +159,7 @@ def records(data: str, name: str, epochs: int, seed: int, videos: int) -> list[d
     """One model with the setting that the search chose, scored on the test split."""
     splits = load(DATA[data])
     training, sizes = best("box", name), {} if data == "box" else best(data, name)
+    sizes = {**sizes, **SMALLER.get(name, {})}
     model, folder = trained(name, data, splits, epochs, seed, training, sizes)
     start = time.perf_counter()
     bound = dynavae.score(model, splits, split="test")

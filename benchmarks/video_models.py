@@ -27,7 +27,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "VAE": ("VAE", dict(z_dim=2, layers=(256, 128), **NETS)),
     "DKF": ("DKF", dict(z_dim=8, h_dim=64, inference="ST-LR", transition_dim=64, **FRAMES)),
     "VRNN": ("VRNN", dict(z_dim=8, h_dim=64, **FRAMES)),
+    "VRNN, 64 units": ("VRNN", FRAMES),
 }
+SMALLER: dict[str, dict[str, Any]] = {"VRNN, 64 units": dict(z_dim=8, h_dim=64)}
+"""The size nearest to the KVAE's: what the search chose for the VRNN has a fifth more parameters."""
 FIXED: dict[str, dict[str, Any]] = {
     "KVAE": dict(kl_start=0.1, kl_warmup=1.5, gradient_clip=150.0),
     "VAE": dict(kl_start=0.2, kl_warmup=3, gradient_clip=10.0),
