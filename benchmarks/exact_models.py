@@ -5,7 +5,8 @@
 
 Records go into benchmarks/results/exact_accuracy.json, by (case, rival): {case, rival, max_abs_error, what, command, ...}.
 The error is absolute: of a total log-likelihood in nats, of posterior probabilities, of parameters. For the classic
-series the record also holds the maxima of the likelihood that each library reaches from its own start.
+series the record also holds the maxima of the likelihood that each library reaches from its own start (EM by itself crawls
+before it is there: quasi-Newton steps finish it).
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def classic(
     name: str, x: torch.Tensor, components: Callable[..., list[Component]], spec: dict[str, Any],
     control: torch.Tensor | None, variances: list[float], initial: float, start: float, iterations: int,
 ) -> Iterator[Record]:  # fmt: skip
-    """The likelihood at the same parameters, and the maxima: by EM, by gradient, and that of statsmodels."""
+    """The likelihood at the same parameters, and maxima: by EM, EM and quasi-Newton, gradient, and that of statsmodels."""
     from statsmodels.tsa.statespace.structural import UnobservedComponents
 
     exog = None if control is None else control[0].numpy()
@@ -228,10 +229,17 @@ def classic(
 
     by_em, by_gradient = build(), build()
     fit_em(by_em, data, iterations=iterations, tolerance=1e-9, progress=False)
+    found = {"em": total(by_em, data)}
+    em.polish(by_em, data)
     climb(by_gradient, data)
-    found = {"em": total(by_em, data), "gradient": total(by_gradient, data), "statsmodels": float(theirs)}
-    gap = max(found["em"], found["gradient"]) - theirs
-    yield record(f"{name}: maximum", "statsmodels", gap, "the better of ours, minus its own", maxima=found)
+    found |= {
+        "em, polished": total(by_em, data),
+        "gradient": total(by_gradient, data),
+        "statsmodels": float(theirs),
+    }
+    for by in ("em, polished", "gradient"):
+        gap = found[by] - theirs
+        yield record(f"{name}: maximum by {by}", "statsmodels", gap, "ours, minus its own", maxima=found)
 
 
 def classic_cases(name: str) -> Iterator[Record]:

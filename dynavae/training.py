@@ -243,7 +243,7 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
 
     The model then starts from the marginal of the data, which saves the first epochs. Only observed values
     count. It is done for models whose `p_x` is an :class:`~dynavae.nn.EmissionHead`; a model with a method `calibrate`
-    of its own, such as LGSSM, starts as it says.
+    of its own, such as LGSSM or KVAE, then starts as that says.
 
     Returns:
         Whether anything was set.
@@ -254,14 +254,18 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
         >>> calibrate(model, [[[2.0], [4.0]]]), model.p_x.linear.bias[0].item()
         (True, 3.0)
     """
-    own = getattr(model, "calibrate", None)
-    if own is not None:
-        return bool(own(list(values(to_data(data)))))
-    head = getattr(model, "p_x", None)
-    if not isinstance(head, EmissionHead):
-        return False
     data = to_data(data)
-    count, total = torch.zeros(model.x_dim), torch.zeros(model.x_dim, dtype=torch.float64)
+    head, own = getattr(model, "p_x", None), getattr(model, "calibrate", None)
+    started = isinstance(head, EmissionHead)
+    if isinstance(head, EmissionHead):
+        _start_head(head, data)
+    if own is not None:
+        started = bool(own(values(data))) or started
+    return started
+
+
+def _start_head(head: EmissionHead, data: SequenceDataset | Sequences) -> None:
+    count, total = torch.zeros(head.x_dim), torch.zeros(head.x_dim, dtype=torch.float64)
     for x, seen in values(data):
         count, total = count + seen.sum(0), total + x.sum(0)
     mean = total / count.clamp(min=1)
@@ -272,7 +276,6 @@ def calibrate(model: SequentialLVM, data: Any) -> bool:
     stddev = torch.where(count > 0, stddev, 1.0)
     like = next(head.parameters())
     head.start(mean.to(like), stddev.to(like))
-    return True
 
 
 _calibrate = calibrate  # `fit` has an argument of that name

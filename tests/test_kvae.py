@@ -49,10 +49,18 @@ def videos(gaps=False, control_dim=0, seed=0):
     return Sequences.from_arrays(x, observed=observed, control=control)
 
 
+def extended(model):
+    """Offsets, and variances that training has moved."""
+    with torch.no_grad():
+        for p in (model.b, model.log_Q, model.log_R):
+            p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(7), dtype=p.dtype)
+    return model
+
+
 def as_lgssm(model):
-    A, C, B_ = (None if p is None else p[0].detach() for p in (model.A, model.C, model.B))
+    A, C, B_, b = (None if p is None else p[0].detach() for p in (model.A, model.C, model.B, model.b))
     zero = torch.zeros(model.state_dim, dtype=torch.float64)
-    return kalman.LinearGaussian(zero, model.P0, A, model.Q, C, model.R, B_)
+    return kalman.LinearGaussian(zero, model.P0, A, model.Q.detach(), C, model.R.detach(), B_, b=b)
 
 
 def time_first(batch):
@@ -62,8 +70,10 @@ def time_first(batch):
 
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("control_dim", [0, 2])
-def test_with_one_mixture_and_a_equal_to_x_every_path_weighs_the_kalman_likelihood(gaps, control_dim):
-    model, batch = identity(mixtures=1, control_dim=control_dim), videos(gaps, control_dim)
+@pytest.mark.parametrize("more", [False, True])
+def test_with_one_mixture_and_a_equal_to_x_every_path_weighs_the_kalman_likelihood(gaps, control_dim, more):
+    model = identity(mixtures=1, control_dim=control_dim, offsets=more, learn_noise=more)
+    model, batch = extended(model) if more else model, videos(gaps, control_dim)
     exact = kalman.kalman_filter(as_lgssm(model), *time_first(batch)).log_likelihood.sum(0)
     run = scan(model, batch, particles=4, noise=noise_for(model, batch, 4))
     log_w = objectives.log_weights(run)
@@ -88,6 +98,32 @@ def test_imputed_points_have_the_moments_of_the_smoother():
         error = (exact.covariance[t, b].diagonal() / 4000).sqrt()
         assert ((samples.mean(0) - exact.mean[t, b]).abs() < 5 * error).all()
         torch.testing.assert_close(samples.T.cov(), exact.covariance[t, b], rtol=0.15, atol=0.05)
+
+
+def test_with_several_mixtures_completions_are_weighed_to_the_exact_posterior():
+    """Alpha in a gap comes from predictions; weighed by how paths lead on, their mean is exact all the same."""
+    model = identity(mixtures=3)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model.A += 0.4 * torch.randn(model.A.shape, generator=g, dtype=model.A.dtype)
+        model.C += torch.randn(model.C.shape, generator=g, dtype=model.C.dtype)
+        model.to_weights.weight *= 20
+        x, observed = generate(model, batch=B, length=T).x, videos(gaps=True).observed
+        batch = Sequences.from_arrays(x[:1], observed=observed[:1])
+        N, S = 20000, 4000
+        by_prior = scan(model, batch, particles=N, propose=filtering, noise=noise_for(model, batch, N))
+        bridged = scan(model, batch, particles=S, noise=noise_for(model, batch, S))
+    w, v = (objectives.log_weights(run).softmax(0) for run in (by_prior, bridged))
+    weighed, plain = (impute(model, batch, samples=S, reweight=r).samples.mean(0) for r in (None, False))
+    bias = []
+    assert all(1 / (of[:, 0] ** 2).sum() > 1000 for of in (w, v))
+    for b, t in ((0, 3), (0, 4), (0, 5)):
+        mean = w[:, b] @ by_prior.z[t, :, b]
+        variance = w[:, b] @ (by_prior.z[t, :, b] - mean) ** 2
+        error = (variance * ((w[:, b] ** 2).sum() + (v[:, b] ** 2).sum() + 1 / S)).sqrt()
+        assert ((weighed[b, t] - mean).abs() < 5 * error).all()
+        bias.append(((plain[b, t] - mean).abs() / error).max())
+    assert max(bias) > 8
 
 
 def test_the_marginal_equals_the_papers_sampled_state_but_without_its_variance():
@@ -122,9 +158,11 @@ def test_the_marginal_equals_the_papers_sampled_state_but_without_its_variance()
     assert joint.std(0).min() > 0.5  # either term alone varies
 
 
-def test_states_are_those_of_a_hand_written_loop():
-    """A_t, B_t, C_t from a_<t; z_t reads u_t; gaps are fed their prediction."""
-    model = small(KVAE, control_dim=2)
+@pytest.mark.parametrize("more", [False, True])
+def test_states_are_those_of_a_hand_written_loop(more):
+    """A_t, B_t, C_t, b_t from a_<t; z_t reads u_t; gaps are fed their prediction."""
+    model = small(KVAE, control_dim=2, offsets=more, learn_noise=more)
+    model = extended(model) if more else model
     x = torch.randn(1, 5, 4, dtype=torch.float64)
     control = torch.randn(1, 5, 2, dtype=torch.float64)
     x[0, 2] = torch.nan
@@ -136,8 +174,9 @@ def test_states_are_those_of_a_hand_written_loop():
         memory = model.rnn.step(memory, a)
         alpha = model.to_weights(memory[-1][0]).softmax(-1)[0]
         A, B_, C = ((alpha[:, None, None] * p).sum(0) for p in (model.A, model.B, model.C))
+        b = alpha @ model.b if more else 0.0
         if t:
-            m, P = A @ m + B_ @ control[0, t], A @ P @ A.T + model.Q
+            m, P = A @ m + B_ @ control[0, t] + b, A @ P @ A.T + model.Q
         if t == 2:
             a = (C @ m).unsqueeze(0)
         else:

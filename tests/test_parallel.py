@@ -46,7 +46,7 @@ def check_equal(one: Path, two: Path, cases: list[str]) -> None:
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    cases, one, two = ["VRNN", "SRNN", "free_bits", "em"], tmp_path / "one", tmp_path / "two"
+    cases, one, two = ["VRNN", "SRNN", "free_bits", "em", "conjugate"], tmp_path / "one", tmp_path / "two"
     train(one, 1, cases)
     start([sys.executable, str(SCRIPT), str(two), "2", *cases])
     check_equal(one, two, cases)

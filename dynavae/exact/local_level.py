@@ -15,7 +15,7 @@ PAIRS = 100
 
 
 def local_level(
-    sequences: Iterable[tuple[Float[Tensor, "T x_dim"], Bool[Tensor, "T x_dim"]]],
+    sequences: Iterable[tuple[Float[Tensor, "_ x_dim"], Bool[Tensor, "_ x_dim"]]],
 ) -> LinearGaussian:
     r"""One state per coordinate, which remembers itself; steps are correlated as the coordinates are.
 

@@ -14,6 +14,19 @@ from dynavae.model import Past
 from dynavae.nn import Memory
 
 
+class Mixed(NamedTuple):
+    """The matrices of a step, mixed by its weights."""
+
+    A: Tensor  # (..., n, n)
+    C: Tensor  # (..., z_dim, n)
+    B: Tensor | None  # (..., n, control_dim)
+    b: Tensor | None  # (..., n)
+
+    def moved(self, mean: Tensor) -> Tensor:
+        """A m + b."""
+        return matvec(self.A, mean) if self.b is None else matvec(self.A, mean) + self.b
+
+
 class Belief(NamedTuple):
     """What is known of the state s_t before a_t, in float64: the belief is N(mean + B u_t, covariance)."""
 
@@ -37,8 +50,8 @@ class MixedDynamics:
     r"""What a model with such dynamics inherits: its belief about the state, step by step or for a whole path at once.
 
     .. math::
-        s_t = A_t s_{t-1} + B_t u_t + \mathcal N(0, Q), \qquad a_t = C_t s_t + \mathcal N(0, R), \qquad
-        (A, B, C)_t = \textstyle\sum_k \alpha_t^k(a_{<t})\, (A, B, C)^k
+        s_t = A_t s_{t-1} + B_t u_t + b_t + \mathcal N(0, Q), \qquad a_t = C_t s_t + \mathcal N(0, R), \qquad
+        (A, B, C, b)_t = \textstyle\sum_k \alpha_t^k(a_{<t})\, (A, B, C, b)^k
 
     Everything about s is computed in float64.
     """
@@ -46,6 +59,9 @@ class MixedDynamics:
     A: nn.Parameter
     B: nn.Parameter | None
     C: nn.Parameter
+    b: nn.Parameter | None
+    log_Q: nn.Parameter | None
+    log_R: nn.Parameter | None
     a_0: nn.Parameter
     rnn: Memory
     to_weights: nn.Linear
@@ -59,11 +75,15 @@ class MixedDynamics:
 
     @property
     def Q(self) -> Tensor:
-        return self._eye(self.state_dim, self.state_noise)
+        if self.log_Q is None:
+            return self._eye(self.state_dim, self.state_noise)
+        return torch.diag(self.log_Q.double().exp())
 
     @property
     def R(self) -> Tensor:
-        return self._eye(self.z_dim, self.a_noise)
+        if self.log_R is None:
+            return self._eye(self.z_dim, self.a_noise)
+        return torch.diag(self.log_R.double().exp())
 
     @property
     def P0(self) -> Tensor:
@@ -77,7 +97,7 @@ class MixedDynamics:
         memory: Any = ()
         if self.mixtures > 1:
             memory = self.rnn.step(self.rnn.initial(lead), self.a_0.expand(*lead, -1))
-        C = self._mix(self.C, self._weights(memory, lead))
+        C = self._mixed(self._weights(memory, lead)).C
         B = None if self.B is None else C.new_zeros(*lead, n, self.control_dim)
         return Belief(C.new_zeros(*lead, n), self.P0.expand(*lead, n, n), B, C, memory)
 
@@ -90,34 +110,29 @@ class MixedDynamics:
             out, memory = self.rnn.run(z, h.memory)
             weights = self.to_weights(out).softmax(-1)
         with exactly(z):
-            A, C_next = self._mix(self.A, weights), self._mix(self.C, weights)
-            B_next = None if self.B is None else self._mix(self.B, weights)
-            C = torch.cat([h.C.unsqueeze(0), C_next[:-1]])
-            B = None if B_next is None else torch.cat([h.B.unsqueeze(0), B_next[:-1]])
+            next_ = self._mixed(weights)  # of the steps into 2, ..., T + 1
+            C = torch.cat([h.C.unsqueeze(0), next_.C[:-1]])
+            B = None if next_.B is None else torch.cat([h.B.unsqueeze(0), next_.B[:-1]])
             u_t = None if control is None else control.double().unsqueeze(1).expand(T, *lead, -1)
             m0 = h.mean if B is None else h.mean + matvec(B[0], u_t[0])
             f = kalman.kalman_filter(
                 kalman.LinearGaussian(
                     m0.reshape(-1, n),
                     h.covariance.reshape(-1, n, n),
-                    flat(torch.cat([A[:1], A[:-1]]), 2),
+                    flat(into(next_.A), 2),
                     self.Q,
                     flat(C, 2),
                     self.R,
                     None if B is None else flat(B, 2),
+                    b=None if next_.b is None else flat(into(next_.b), 1),
                 ),
                 flat(z.double(), 1),
                 control=None if u_t is None else flat(u_t, 1),
             )
-            moved = matvec(A, f.mean.reshape(T, *lead, n))
+            moved = next_.moved(f.mean.reshape(T, *lead, n))
             P = f.covariance[-1].reshape(*lead, n, n)
-            last = Belief(
-                moved[-1],
-                symmetric(A[-1] @ P @ A[-1].mT + self.Q),
-                None if B_next is None else B_next[-1],
-                C_next[-1],
-                memory,
-            )
+            A, C_last, B_last, _ = (None if m is None else m[-1] for m in next_)
+            last = Belief(moved[-1], symmetric(A @ P @ A.mT + self.Q), B_last, C_last, memory)
             past = Belief(
                 torch.cat([h.mean.unsqueeze(0), moved[:-1]]),
                 f.predicted_covariance.reshape(T, *lead, n, n),
@@ -133,9 +148,9 @@ class MixedDynamics:
         weights = self._weights(memory, a.shape[:-1])
         with exactly(a):
             mean, P = self._correct(a, mean, belief, seen)
-            A, C = self._mix(self.A, weights), self._mix(self.C, weights)
-            B = None if self.B is None else self._mix(self.B, weights)
-            return Belief(matvec(A, mean), symmetric(A @ P @ A.mT + self.Q), B, C, memory)
+            step = self._mixed(weights)
+            spread = symmetric(step.A @ P @ step.A.mT + self.Q)
+            return Belief(step.moved(mean), spread, step.B, step.C, memory)
 
     def _correct(self, a: Tensor, mean: Tensor, belief: Belief, seen: Tensor | None) -> tuple[Tensor, Tensor]:
         """Kalman's update in Joseph form, with a gain of zero where a_t was not seen."""
@@ -162,8 +177,11 @@ class MixedDynamics:
             return self.A.new_ones(*lead, 1)
         return self.to_weights(self.rnn.read(memory)).softmax(-1)
 
-    def _mix(self, matrices: Tensor, weights: Tensor) -> Tensor:
-        return torch.einsum("...k,kij->...ij", weights.double(), matrices.double())
+    def _mixed(self, weights: Tensor) -> Mixed:
+        parts = (self.A, self.C, self.B, self.b)
+        return Mixed(
+            *(None if p is None else torch.tensordot(weights.double(), p.double(), 1) for p in parts)
+        )
 
     def _predictive(self, mean: Tensor, covariance: Tensor, C: Tensor) -> MultivariateNormal:
         """Of a_t, from that of the state."""
@@ -184,19 +202,22 @@ class MixedDynamics:
             expected = matvec(belief.C, mean).to(a.dtype)
             a_t = torch.where(seen, a_t, expected)
             weights = self._weights(belief.memory, a.shape[1:-1])
-            B = () if belief.B is None else (belief.B,)
-            steps.append((a_t, weights, self._mix(self.A, weights), belief.C, *B))
+            steps.append((a_t, weights))
             belief = self._after(a_t, mean, belief, seen)
-        a, weights, A, C, *B = (torch.stack(part) for part in zip(*steps, strict=True))
-        dynamics = kalman.LinearGaussian(
-            A.new_zeros(self.state_dim), self.P0, A, self.Q, C, self.R, B[0] if B else None
-        )
-        return Walk(a, weights, dynamics, control.double() if B and control is not None else None)
+        a, weights = (torch.stack(part) for part in zip(*steps, strict=True))
+        A, C, B, b = self._mixed(weights)
+        dynamics = kalman.LinearGaussian(A.new_zeros(self.state_dim), self.P0, A, self.Q, C, self.R, B, b=b)
+        return Walk(a, weights, dynamics, None if B is None or control is None else control.double())
 
 
 def exactly(like: Tensor) -> torch.autocast:
     """No autocast: Kalman algebra would lose its accuracy in bfloat16."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def into(a: Tensor) -> Tensor:
+    """What drives the steps into 1, ..., T, from what drives those into 2, ..., T + 1; the first is never read."""
+    return torch.cat([a[:1], a[:-1]])
 
 
 def flat(a: Tensor, own: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,9 @@ from dynavae.exact import kalman
 from dynavae.exact._algebra import matvec
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.models._mixed import Belief, MixedDynamics, exactly
+from dynavae.models._slow_start import start_slowly
 from dynavae.nn import Emission, Memory, frame_encoder
+from dynavae.options import one_of
 
 
 class Encoded(NamedTuple):
@@ -45,9 +48,9 @@ class KVAE(MixedDynamics, SequentialLVM):
     r"""Kalman variational auto-encoder: frames become points a_t, and linear dynamics with mixed matrices move them.
 
     .. math::
-        s_1 &\sim \mathcal N(0, P_0), \qquad s_t = A_t s_{t-1} + B_t u_t + \mathcal N(0, Q), \qquad
+        s_1 &\sim \mathcal N(0, P_0), \qquad s_t = A_t s_{t-1} + B_t u_t + b_t + \mathcal N(0, Q), \qquad
         a_t = C_t s_t + \mathcal N(0, R) \\
-        (A, B, C)_t &= \textstyle\sum_k \alpha_t^k\, (A, B, C)^k, \qquad
+        (A, B, C, b)_t &= \textstyle\sum_k \alpha_t^k\, (A, B, C, b)^k, \qquad
         \alpha_t = \mathrm{softmax}(W\,\mathrm{LSTM}(a_0, a_1, \dots, a_{t-1})) \\
         x_t &\sim p(x_t \mid a_t), \qquad q(a \mid x) = \prod_t q(a_t \mid x_t)
 
@@ -64,7 +67,8 @@ class KVAE(MixedDynamics, SequentialLVM):
     Reference: Fraccaro, Kamronn, Paquet and Winther, A Disentangled Recognition and Nonlinear Dynamics Model for
     Unsupervised Learning, 2017, arXiv:1710.05741.
     Differs from the paper: the state is integrated out instead of sampled, and what is missing is drawn, not
-    replaced by its prediction; Kalman algebra is in float64. Its reconstruction weight of 0.3 is `beta` = 1 / 0.3.
+    replaced by its prediction; the codes start at slow features; offsets and learned noise are new; Kalman algebra is
+    in float64. Its reconstruction weight of 0.3 is `beta` = 1 / 0.3.
     Not this model: recognition potentials on the state itself are :class:`SVAE`; an exact model of x is :class:`LGSSM`.
 
     Args:
@@ -79,6 +83,11 @@ class KVAE(MixedDynamics, SequentialLVM):
         state_noise, a_noise: variances: Q = state_noise I, R = a_noise I. They are fixed, and give a_t its scale; a_noise
             is also the largest variance of q(a_t | x_t).
         start_variance: P_0 = start_variance I.
+        learn_noise: learn the variances of each coordinate of Q and R; they start at state_noise and a_noise.
+        offsets: mix offsets b of the state, too; without them A_t alone turns a velocity around at a wall.
+        start: "slow": training begins at the :func:`slow features <dynavae.exact.slow_features.slow_features>` of the
+            frames and constant velocity, which unfolds the plane of codes (600 updates on single frames, before the
+            first epoch). "random": as in the paper; whether the plane unfolds then depends on the initial weights.
         emission, activation, dropout, norm, control_dim, mask_input: as in :class:`VAE`; controls move the state only.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, z_dim).
@@ -95,6 +104,7 @@ class KVAE(MixedDynamics, SequentialLVM):
     bridges = True
     variants = {  # noqa: RUF012
         "linear": {"mixtures": 1},
+        "offsets": {"offsets": True, "learn_noise": True, "start": "random"},
         "conv": {"image": (2, 2), "layers": (8,), "emission": "bernoulli"},
     }
 
@@ -111,6 +121,9 @@ class KVAE(MixedDynamics, SequentialLVM):
         state_noise: float = 0.08,
         a_noise: float = 0.03,
         start_variance: float = 20.0,
+        learn_noise: bool = False,
+        offsets: bool = False,
+        start: str = "slow",
         emission: Emission | str | dict[str, Any] = "gaussian",
         activation: str = "relu",
         dropout: float = 0.0,
@@ -126,7 +139,8 @@ class KVAE(MixedDynamics, SequentialLVM):
         for name, variance in variances.items():
             if not variance > 0:
                 raise ValueError(f"{name} of KVAE is a variance and should be positive; got {variance}.")
-        self.state_dim, self.mixtures = state_dim, mixtures
+        one_of("start", start, ("slow", "random"))
+        self.state_dim, self.mixtures, self.start = state_dim, mixtures, start
         self.state_noise, self.a_noise, self.start_variance = state_noise, a_noise, start_variance
         net = dict(activation=activation, dropout=dropout, norm=norm)
         in_dim = self.input_dim - control_dim
@@ -138,10 +152,17 @@ class KVAE(MixedDynamics, SequentialLVM):
         self.A = nn.Parameter(torch.eye(n).repeat(mixtures, 1, 1))
         self.B = nn.Parameter(0.05 * torch.randn(mixtures, n, control_dim)) if control_dim else None
         self.C = nn.Parameter(0.05 * torch.randn(mixtures, z_dim, n))
+        self.b = nn.Parameter(torch.zeros(mixtures, n)) if offsets else None
+        self.log_Q = nn.Parameter(torch.full((n,), math.log(state_noise))) if learn_noise else None
+        self.log_R = nn.Parameter(torch.full((z_dim,), math.log(a_noise))) if learn_noise else None
         if mixtures > 1:
             self.a_0 = nn.Parameter(torch.zeros(z_dim))
             self.rnn = Memory(z_dim, h_dim, "lstm")
             self.to_weights = nn.Linear(h_dim, mixtures)
+
+    def calibrate(self, sequences: Iterable[tuple[Tensor, Tensor]]) -> bool:
+        """Start from training data: (T, x_dim) values, 0 where missing, and masks of each sequence."""
+        return self.start == "slow" and start_slowly(self, sequences)
 
     # --- x only: the encoder, and the messages of the future across gaps ----------------------------------
 

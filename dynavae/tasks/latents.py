@@ -157,8 +157,14 @@ def paths(
     reweight: bool,
     resampling: Resampling | None = None,
     draw_x: bool = False,
+    across: bool = False,
 ) -> tuple[Any, Tensor | None]:
-    """Paths of z (and missing x) given x: from q, or reweighted; with the ancestral lines to follow."""
+    """Paths of z (and missing x) given x: from q, or reweighted; with the ancestral lines to follow.
+
+    Args:
+        across: the paths of a model that `bridges` are weighed as a whole, given the mean of q(z_t | .) at every frame that
+            was seen: weights then say how well a path across a gap leads on, not how its codes of seen frames were drawn.
+    """
     own = getattr(model, "exact_paths", None)
     if own is not None and draw_x and not reweight:  # an exact model that completes sequences by itself
         eps = noise(model, batch, samples, seed, rows, x=True)
@@ -166,6 +172,9 @@ def paths(
         return Completion(made.z, made.x, Expected(made.x_mean.unsqueeze(1))), None
     scheme = (resampling or Resampling()) if reweight and model.per_step_likelihood else None
     eps = noise(model, batch, samples, seed, rows, x=draw_x, resample=True)
+    if across and reweight:
+        seen = batch.observed.flatten(2).any(-1).transpose(0, 1)[:, None, :, None]
+        eps, scheme = eps._replace(z=torch.where(seen, 0.0, eps.z)), resampling
     run = scan(model, batch, particles=samples, resample=scheme, draw_x=draw_x, noise=eps)
     if not reweight:
         return run, None

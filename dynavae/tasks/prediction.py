@@ -277,7 +277,8 @@ def impute(
         data: as in :func:`~dynavae.tasks.score`; NaN is missing.
         samples: S completions of each sequence.
         reweight: weigh completions by how well they lead to what was seen afterwards. Default: True for a causal
-            q, which has not seen the future.
+            q, which has not seen the future. Of a model that `bridges` gaps, whole paths are weighed, given the mean of q
+            at every frame that was seen.
         resampling, batch_size, seed: as in :func:`~dynavae.tasks.smooth`.
 
     Example:
@@ -288,12 +289,12 @@ def impute(
         tensor(False)
     """
     if reweight is None:
-        reweight = model.causal and not (model.exact or model.bridges)
+        reweight = model.causal and not model.exact
     src = source(data, split, batch_size, samples * model.x_dim)
     xs, means, masks, lengths = [], [], [], torch.zeros(src.size, dtype=torch.long)
     with evaluating(model):
         for rows, batch in batches(model, src):
-            run, lines = paths(model, batch, samples, seed, rows, reweight, resampling, draw_x=True)
+            run, lines = paths(model, batch, samples, seed, rows, reweight, resampling, True, model.bridges)
             hidden = ~batch.valid.unsqueeze(-1)
             mean = run.p_x.mean.expand(*run.z.shape[:3], -1)
             data_x = run.x if run.x is not None else batch.x.transpose(0, 1).unsqueeze(1).expand_as(mean)

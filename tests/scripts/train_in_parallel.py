@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dynavae import HMM, SRNN, VRNN, Sequences, fit
+from dynavae import HMM, SRNN, SVAE, VRNN, Sequences, fit
 from dynavae.parallel import main_process
 
 CASES: dict[str, dict[str, Any]] = {
@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "free_bits": {"free_bits": 0.05, "truncate": 4},
     "diverging": {},
     "em": {"objective": "em"},
+    "conjugate": {"global_lr": 0.3},
     "fivo": {"objective": "fivo", "particles": 3, "hide_rate": 0.2, "scheduled_sampling": 0.3},
 }
 
@@ -45,8 +46,12 @@ def train(out: Path, devices: int, cases: list[str]) -> None:
         if name == "diverging":
             x[3][0] = 1000.0
         data = Sequences.from_arrays(x)
-        model = {"SRNN": SRNN, "diverging": Poisoned}.get(name, VRNN)(3, 2, 4)
-        model = HMM(3, 2, "multivariate_gaussian") if name == "em" else model
+        if name == "em":
+            model = HMM(3, 2, "multivariate_gaussian")
+        elif name == "conjugate":
+            model = SVAE(3, 2, conjugate=True)
+        else:
+            model = {"SRNN": SRNN, "diverging": Poisoned}.get(name, VRNN)(3, 2, 4)
         result = fit(
             model, data, data[[0, 1, 2]], epochs=2, batch_size=3, out_dir=out / name, devices=devices,
             accelerator="cpu", progress=False, tensorboard=False, seed=4, **options,
