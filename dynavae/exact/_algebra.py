@@ -38,6 +38,21 @@ def symmetric(matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"
     return 0.5 * (matrix + matrix.mT)
 
 
+SMALL = 6
+"""Up to so many rows and columns :func:`congruence` is one product (measured on a 2-core CPU)."""
+
+
+def congruence(
+    F: Float[Tensor, "n z"], P: Float[Tensor, "*batch z z"], V: Float[Tensor, "n n"]
+) -> Float[Tensor, "*batch n n"]:
+    r"""F P F' + V of many symmetric P, of a small F as :math:`(F \otimes F) \operatorname{vec} P`, one product for all."""
+    n, z = F.shape
+    if max(n, z) > SMALL:
+        return (P @ F.mT).mT @ F.mT + V
+    rows = torch.addmm(V.reshape(-1), P.reshape(-1, z * z), torch.kron(F, F).mT)
+    return rows.view(*P.shape[:-2], n, n)
+
+
 def per_step(matrix: Tensor, T: int) -> list[Tensor]:
     """The matrix of each step; one without a time axis is repeated, not copied."""
     if matrix.ndim < 4 or matrix.shape[0] == 1:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dynavae.exact._algebra import symmetric
+from dynavae.exact._algebra import congruence, symmetric
 from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
@@ -66,7 +66,7 @@ def _memory(F: Tensor, most: int) -> int:
 
 
 def _predict(P: Tensor, A: Tensor, Q: Tensor) -> Tensor:
-    return symmetric((P @ A.mT).mT @ A.mT + Q)
+    return symmetric(congruence(A, P, Q))
 
 
 def difference(P: Tensor, other: Tensor) -> Tensor:
@@ -74,6 +74,12 @@ def difference(P: Tensor, other: Tensor) -> Tensor:
     scale = P.diagonal(dim1=-2, dim2=-1).clamp(min=torch.finfo(P.dtype).tiny).sqrt()
     relative = (P - other) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
     return relative.abs().flatten(1).amax(1)
+
+
+def is_steady(F: Tensor, P: Tensor, tolerance: float) -> bool:
+    """Whether the last two of P are equal, looked at once the steps that F makes forget what was before."""
+    forgotten = F.square().sum() <= STEADY**3 * torch.finfo(F.dtype).eps
+    return bool(forgotten) and bool(difference(P[-1:], P[-2:-1]) <= tolerance)
 
 
 def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:
@@ -85,16 +91,16 @@ def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> 
     P, F, J, tolerance = one.C, one.A[1], one.J[1], STEADY * torch.finfo(A.dtype).eps
     eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
     while len(P) <= T:
-        inverse = torch.linalg.inv_ex(eye + P @ J)[0]
-        after = (torch.bmm(inverse, P) @ F.mT).mT @ F.mT + P[-1]  # the first product is symmetric
+        inverse = torch.linalg.inv_ex(P @ J + eye)[0]
+        after = congruence(F, torch.bmm(inverse, P), P[-1])  # the product is symmetric
         moved = inverse[-1] @ F
-        F, J, P = F @ moved, moved.mT @ J @ F + J, torch.cat([P[:-1], after])
-        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
+        F, J, P = F @ moved, torch.addmm(J, moved.mT, J @ F), torch.cat([P[:-1], after])
+        if len(P) > 64 and is_steady(F, P[:-1], tolerance):
             break
-    P = torch.cat([P0.unsqueeze(0), _predict(P[:-2], A, Q)])[:T].unsqueeze(1)
-    N = _moving(P, tolerance)
-    found = _settled(P[: N + 1], A, Q, C, R)
-    return None if found is None else Covariances(*(a[:N] for a in found))
+    # Predicted ones are steady one step after the filtered, and one more shows it.
+    N = min(_moving(P[:-1], tolerance) + 1, T)
+    found = _settled(torch.cat([P0.unsqueeze(0), _predict(P[: min(N, T - 1)], A, Q)]), A, Q, C, R)
+    return None if found is None else Covariances(*(a[:N].unsqueeze(1) for a in found))
 
 
 def _moving(P: Tensor, tolerance: float) -> int:
@@ -148,7 +154,8 @@ def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covarianc
     tolerance = STEADY * torch.finfo(P.dtype).eps
     for attempt in range(5):
         PC = P @ C.mT
-        L, info = torch.linalg.cholesky_ex(symmetric(PC.mT @ C.mT + R))
+        S = congruence(C, P, R) if C.ndim == 2 else PC.mT @ C.mT + R
+        L, info = torch.linalg.cholesky_ex(symmetric(S))
         if info.any():
             return None
         K, P_f = joseph_gain(P, PC, C, R, L)

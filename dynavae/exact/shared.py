@@ -19,9 +19,10 @@ import math
 import torch
 from torch import Tensor
 
+from dynavae.exact._algebra import congruence, symmetric
 from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact._riccati import STEADY, Covariances, covariances, difference
+from dynavae.exact._riccati import STEADY, Covariances, covariances, difference, is_steady
 from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
@@ -157,7 +158,7 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
         mean, P, cross = m, P_f, P_f[1:]
     else:
         mean = linear_recurrence(G, torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]]), reverse=True)
-        P = _smoothed_covariances(G, V, P_f[-1:], T)  # the first N, and some before the end
+        P = _smoothed_covariances(G, V, P_, P_f[-1:], T)  # the first N, and some before the end
         repeated = len(P) - 1 - N
         cross = stretched(P[1:] @ stretched(G, N - 1, N + repeated).mT, N - 1, T - 1)
         P, G = stretched(P, N - 1, T), stretched(G, N - 1, T - 1)
@@ -167,11 +168,14 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
 
 def _distinct(P_f: Tensor, P_: Tensor) -> int:
     """The number of steps after which nothing changes any more."""
-    changes = ((P_f[1:] != P_f[:-1]) | (P_[1:] != P_[:-1])).flatten(1).any(1).nonzero()
-    return int(changes[-1]) + 2 if len(changes) else 1
+    changed = (P_f[1:] != P_f[:-1]).logical_or_(P_[1:] != P_[:-1]).flatten(1)
+    # Eight flags are read as one number: that is the faster way to find the last.
+    words = changed.view(torch.int64) if changed.shape[1] % 8 == 0 else changed.any(1, keepdim=True)
+    steps = words.nonzero()
+    return int(steps[-1, 0]) + 2 if len(steps) else 1
 
 
-def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
+def _smoothed_covariances(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, T: int) -> Tensor:
     r"""P_{t|T} of the first N steps, of which there are gains, and of as many before the end as differ from that of step N.
 
     With one gain, m steps further from the end the covariances are :math:`G^m P (G^m)^\top + S_m`, so each doubling of m
@@ -181,10 +185,33 @@ def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
     # From the end on, and behind them S_m, of which the same steps make the double.
     P = torch.cat([last, V[-1:]]).squeeze(1)
     while len(P) < T - N + 2:
-        P = torch.cat([P[:-1], (P @ F.mT).mT @ F.mT + P[-1:]])
+        P = torch.cat([P[:-1], congruence(F, P, P[-1])])
         F = F @ F
-        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
+        if len(P) > 64 and is_steady(F, P[:-1], tolerance):
             break
     P = P[:-1][: T - N + 1].flip(0).view(-1, *last.shape[1:])  # of steps N, ..., T, or fewer
-    ends = torch.cat([V[:-1], P[:1]])
-    return torch.cat([congruence_recurrence(G, ends, reverse=True)[:-1], P])
+    early = None if torch.is_grad_enabled() else _far_from_the_end(G[:-1], V[:-1], P_[:N], P[:1], tolerance)
+    if early is None:
+        early = congruence_recurrence(G, torch.cat([V[:-1], P[:1]]), reverse=True)[:-1]
+    return torch.cat([early, P])
+
+
+def _far_from_the_end(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, tolerance: float) -> Tensor | None:
+    r"""P_{1|T}, ..., P_{N-1|T} from `last`, P_{N|T}, if what later observations say of the state is the same at all steps.
+
+    That is a precision, :math:`P_{t|T}^{-1} = P_{t|t-1}^{-1} + \Lambda`. These candidates are put through a step of the
+    recursion, all at once; None unless each then leads to the one before, to rounding.
+    """
+    if len(G) < 2:
+        return None
+    P, P_N = P_[:-1].flatten(0, 1), P_[-1, 0]
+    information, _ = torch.linalg.inv_ex(torch.stack([P_N, last[0, 0]]))
+    Lambda = symmetric(information[1] - information[0])
+    inverse, _ = torch.linalg.inv_ex(P @ Lambda + torch.eye(len(P_N), dtype=P.dtype, device=P.device))
+    candidates, G, V, last = torch.bmm(inverse, P), G.flatten(0, 1), V.flatten(0, 1), last[0]
+    for _ in range(2):
+        found = symmetric(torch.baddbmm(V, torch.bmm(G, torch.cat([candidates[1:], last])), G.mT))
+        if bool((difference(found, candidates) <= 4 * tolerance).all()):
+            return found.unsqueeze(1)
+        candidates = found
+    return None
