@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dynavae.exact._algebra import congruence, symmetric
+from dynavae.exact._algebra import congruence, ordinary, symmetric
 from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
@@ -41,8 +41,12 @@ def covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) 
 
     C and R are (x, z) and (x, x), or with gaps (T, U, x, z) and (T, U, x, x) of U patterns. Differentiable once.
     """
+    with torch.inference_mode():
+        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else None
+    if found is not None:
+        found = Covariances(*map(ordinary, found))
     with torch.no_grad():
-        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else _scanned(P0, A, Q, C, R)
+        found = _scanned(P0, A, Q, C, R) if C.ndim == 4 else found
         found = _loop(P0, A, Q, C, R, T) if found is None else found
     if torch.is_grad_enabled() and any(a.requires_grad for a in (P0, A, Q, C, R)):
         P = _Riccati.apply(P0, A, Q, C, R, remembering(found, A, C, T).P)
@@ -76,36 +80,53 @@ def difference(P: Tensor, other: Tensor) -> Tensor:
     return relative.abs().flatten(1).amax(1)
 
 
-def is_steady(F: Tensor, P: Tensor, tolerance: float) -> bool:
-    """Whether the last two of P are equal, looked at once the steps that F makes forget what was before."""
-    forgotten = F.square().sum() <= STEADY**3 * torch.finfo(F.dtype).eps
-    return bool(forgotten) and bool(difference(P[-1:], P[-2:-1]) <= tolerance)
+def is_steady(P: Tensor, squared_norm: float) -> bool:
+    """Whether the last two of P are equal; looked at if the matrix of so many steps, of this norm, forgets what was."""
+    eps = torch.finfo(P.dtype).eps
+    return squared_norm <= STEADY**2 * eps and difference(P[-1:], P[-2:-1]).item() <= STEADY * eps
 
 
 def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:
-    """By doublings: what m steps do is known, and the covariances after 1, ..., m of them give m more."""
+    """By doublings of predicted covariances if R is regular, else of filtered ones."""
+    L, info = torch.linalg.cholesky_ex(R)
+    if not info:
+        white = torch.linalg.solve_triangular(L, C, upper=False)
+        P = _doublings(torch.stack([P0, Q]), A, white.mT @ white, T)
+        found = _settled(P[: _moving(P) + 1], A, Q, C, R)
+        if found is not None:
+            return _of_shared(found, T)
     one = _element(torch.stack([torch.zeros_like(A), A]), torch.stack([P0, Q]), C, R)
     if one is None:
         return None
-    # Behind those that started at P0 there is the one that started at zero: the same steps make its double of it.
-    P, F, J, tolerance = one.C, one.A[1], one.J[1], STEADY * torch.finfo(A.dtype).eps
-    eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+    P = _doublings(one.C, one.A[1], one.J[1], T)
+    found = _settled(torch.cat([P0.unsqueeze(0), _predict(P[: _moving(P) + 1], A, Q)])[:T], A, Q, C, R)
+    return None if found is None else _of_shared(found, T)
+
+
+def _of_shared(c: Covariances, T: int) -> Covariances:
+    """Of sequences that share them, and without the last, which only shows that nothing changes any more."""
+    return Covariances(*(a[: len(a) if len(a) == T else -1].unsqueeze(1) for a in c))
+
+
+def _doublings(P: Tensor, F: Tensor, J: Tensor, T: int) -> Tensor:
+    """The first T covariances, or so many that the last are steady: what m steps do, (F, C, J), takes m of them to m more.
+
+    P is the first of them and, behind it, C: the covariance that started at zero. The same steps make its double of it.
+    """
+    eye = torch.eye(len(F), dtype=F.dtype, device=F.device)
     while len(P) <= T:
         inverse = torch.linalg.inv_ex(P @ J + eye)[0]
         after = congruence(F, torch.bmm(inverse, P), P[-1])  # the product is symmetric
         moved = inverse[-1] @ F
         F, J, P = F @ moved, torch.addmm(J, moved.mT, J @ F), torch.cat([P[:-1], after])
-        if len(P) > 64 and is_steady(F, P[:-1], tolerance):
+        if len(P) > 64 and is_steady(P[:-1], F.square().sum().item()):
             break
-    # Predicted ones are steady one step after the filtered, and one more shows it.
-    N = min(_moving(P[:-1], tolerance) + 1, T)
-    found = _settled(torch.cat([P0.unsqueeze(0), _predict(P[: min(N, T - 1)], A, Q)]), A, Q, C, R)
-    return None if found is None else Covariances(*(a[:N].unsqueeze(1) for a in found))
+    return P[:-1][:T]
 
 
-def _moving(P: Tensor, tolerance: float) -> int:
+def _moving(P: Tensor) -> int:
     """The number of steps after which nothing changes any more."""
-    moving = (difference(P[1:], P[:-1]) > tolerance).nonzero()
+    moving = (difference(P[1:], P[:-1]) > STEADY * torch.finfo(P.dtype).eps).nonzero()
     return int(moving[-1]) + 2 if len(moving) else 1
 
 

@@ -47,6 +47,11 @@ def joseph_gain(P: Tensor, PC: Tensor, C: Tensor, R: Tensor, L: Tensor) -> tuple
 
 def joseph_form(P: Tensor, K: Tensor, PC: Tensor, C: Tensor, R: Tensor) -> Tensor:
     """(I - KC) P (I - KC)' + K R K', with PC = P C'. As D = (I - KC) P it is D - (D C' - K R) K': half the products."""
+    if P.ndim > 2 and C.ndim == R.ndim == 2:
+        shape = P.shape
+        P, K, PC = (a.flatten(0, -3) for a in (P, K, PC))
+        D = torch.baddbmm(P, K, PC.mT, alpha=-1)
+        return symmetric(torch.baddbmm(D, D @ C.mT - K @ R, K.mT, alpha=-1)).view(shape)
     D = P - K @ PC.mT
     return symmetric(D - (D @ C.mT - K @ R) @ K.mT)
 

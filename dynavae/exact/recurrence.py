@@ -134,12 +134,15 @@ def solve(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
     T, N = len(v), min(len(F), len(v))
     if T <= LOOP or v[0].numel() >= WIDE or v.shape[1] >= MANY:
         return _loop(F, v, reverse)
-    if reverse:
-        late = _constant(F[N - 1], v[N - 1 : -1], v[-1], reverse)
-        early = _blocks(F[: N - 1].flip(0), v[: N - 1].flip(0), late[0] if N < T else v[-1])
-        return torch.cat([early.flip(0), late, v[-1:]])
-    early = torch.cat([v[:1], _blocks(F[1:N], v[1:N], v[0])])
-    return early if N == T else torch.cat([early, _constant(F[-1], v[N:], early[-1])])
+    with torch.inference_mode():  # what leaves it is copied
+        if reverse:
+            late = _constant(F[N - 1], v[N - 1 : -1], v[-1], reverse)
+            early = _blocks(F[: N - 1].flip(0), v[: N - 1].flip(0), late[0] if N < T else v[-1])
+            parts = [early.flip(0), late, v[-1:]]
+        else:
+            early = _blocks(F[1:N], v[1:N], v[0])
+            parts = [v[:1], early, _constant(F[-1], v[N:], early[-1] if N > 1 else v[0])]
+    return torch.cat(parts)
 
 
 def _congruences(F: Tensor, V: Tensor, reverse: bool) -> Tensor:
@@ -176,10 +179,14 @@ def _blocks(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
         for F_t, v_t in zip(F.unbind(0), v.unbind(0), strict=True):
             h.append(torch.baddbmm(v_t, F_t, h[-1]))
         return torch.stack(h[1:]) if T else v
-    F, both = _side_by_side(F), _side_by_side(torch.cat([v, torch.zeros_like(F)], -1))
-    number, steps = len(F) // batch, both.unbind(1)
-    steps[0].narrow(-1, n, z).copy_(F[:, 0])
-    for F_k, before, here in zip(F.unbind(1)[1:], steps[:-1], steps[1:], strict=True):
+    size, number = _blocks_of(T)
+    columns = v.new_zeros(number * size, batch, z, n + 2 * z)
+    columns[:T, ..., :n] = v
+    columns[:T, ..., n + z :] = F
+    both, F = columns.unflatten(0, (number, size)).transpose(1, 2).flatten(0, 1).split((n + z, z), -1)
+    steps, matrices = both.unbind(1), F.unbind(1)
+    steps[0][..., n:] = matrices[0]
+    for F_k, before, here in zip(matrices[1:], steps[:-1], steps[1:], strict=True):
         here.baddbmm_(F_k, before)
     carried, ends = [start], (a.unflatten(0, (number, batch)).unbind(0) for a in steps[-1].split((n, z), -1))
     for end, across in itertools.islice(zip(*ends, strict=True), number - 1):
@@ -210,11 +217,15 @@ def _congruence_blocks(F: Tensor, V: Tensor, start: Tensor) -> Tensor:
     return _one_after_another(blocks, batch)[:T]
 
 
+def _blocks_of(T: int) -> tuple[int, int]:
+    """Steps of a block, and the number of blocks."""
+    size = math.isqrt(T)
+    return size, -(-T // size)
+
+
 def _side_by_side(a: Tensor) -> Tensor:
     """(T, batch, ., .) as blocks of time (number * batch, size, ., .); zeros fill the last one."""
-    T = len(a)
-    size = math.isqrt(T)
-    number = -(-T // size)
+    T, (size, number) = len(a), _blocks_of(len(a))
     a = a if number * size == T else torch.cat([a, a.new_zeros(number * size - T, *a.shape[1:])])
     return a.unflatten(0, (number, size)).transpose(1, 2).flatten(0, 1)
 
@@ -228,19 +239,18 @@ def _constant(F: Tensor, v: Tensor, start: Tensor, reverse: bool = False) -> Ten
     """h_1, ..., h_T of h_0 = start (batch, z, n) and h_t = F h_{t-1} + v_t, with one F (batch, z, z); or from the end."""
     if len(v) > LOOP and start.numel() <= NARROW:
         return _constant_doubled(F, v, start, reverse)
-    v = v.flip(0) if reverse else v
     if len(v) > LOOP:
-        v = _constant_blocks(F, v, start)
-    elif len(v):
-        h = [start]
-        for v_t in v.unbind(0):
-            h.append(torch.baddbmm(v_t, F, h[-1]))
-        v = torch.stack(h[1:])
-    return v.flip(0) if reverse else v
+        return _constant_blocks(F, v, start, reverse)
+    if not len(v):
+        return v
+    h = [start]
+    for v_t in reversed(v.unbind(0)) if reverse else v.unbind(0):
+        h.append(torch.baddbmm(v_t, F, h[-1]))
+    return torch.stack(h[:0:-1] if reverse else h[1:])
 
 
 def _constant_doubled(F: Tensor, v: Tensor, start: Tensor, reverse: bool) -> Tensor:
-    r""":func:`_constant` in log T calls: what is in h_t from the last m steps, plus F^m times that in h_{t-m}, is from 2 m."""
+    """:func:`_constant` in log T calls: what the last m steps put into h_t, plus F^m times the same of h_{t-m}, is 2 m."""
     T, batch, z, n = v.shape
     # Columns are steps, h_0 and then the others (in reverse the other way round), and before h_0 zeros to look back at.
     zeros, steps = n << (T.bit_length() - 1), (T + 1) * n
@@ -250,16 +260,20 @@ def _constant_doubled(F: Tensor, v: Tensor, start: Tensor, reverse: bool) -> Ten
     columns = here.unflatten(-1, (T + 1, n))
     columns.select(-2, T if reverse else 0).copy_(start)
     columns.narrow(-2, 0 if reverse else 1, T).copy_(v.permute(1, 2, 0, 3))
-    m = n
+    power, m = F, n
     while m < steps:
-        torch.baddbmm(here, F, h.narrow(-1, at + m if reverse else at - m, steps), out=there)
+        torch.baddbmm(here, power, h.narrow(-1, at + m if reverse else at - m, steps), out=there)
         h, other, here, there, m = other, h, there, here, 2 * m
-        F = torch.bmm(F, F) if m < steps else F
+        power = torch.bmm(power, power) if m < steps else power
+    if not math.isfinite(power.sum().item()):  # times the zeros before h_0
+        return _constant_blocks(F, v, start, reverse)
     return here.unflatten(-1, (T + 1, n)).narrow(-2, 0 if reverse else 1, T).permute(2, 0, 1, 3)
 
 
-def _constant_blocks(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
+def _constant_blocks(F: Tensor, v: Tensor, start: Tensor, reverse: bool) -> Tensor:
     """:func:`_constant` in blocks."""
+    if reverse:
+        return _constant_blocks(F, v.flip(0), start, False).flip(0)
     T, batch, z, n = v.shape
     size = math.isqrt(T)
     number = -(-T // size)

@@ -19,13 +19,13 @@ import math
 import torch
 from torch import Tensor
 
-from dynavae.exact._algebra import congruence, symmetric
+from dynavae.exact._algebra import Congruence, bare, ordinary, symmetric
 from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact._riccati import STEADY, Covariances, covariances, difference, is_steady
 from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
-from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
+from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence, solve
 
 CORES = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
 
@@ -50,8 +50,7 @@ def log_density(c: Covariances, white: Tensor, columns: Columns, count: Tensor |
     """log p(x_t | x_1:t-1) of so many coordinates (T, B), from whitened errors."""
     quadratic = white.square().sum(-2).squeeze(1 if columns.of is None else 2)
     log_det = c.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
-    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
+    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - columns.expand(log_det)
 
 
 def shared_filter(
@@ -68,11 +67,12 @@ def shared_filter(
         C, R = masked(C, R, seen)
         y, count = torch.where(observed, y, 0.0), observed.sum(-1).to(x.dtype)
     columns = Columns(of, T, B)
-    c = covariances(params.P0, params.A, params.Q, C, R, T)
-    V, Omega = transfer(c, params.A, C)
+    with bare():
+        c = covariances(params.P0, params.A, params.Q, C, R, T)
+        V, Omega = transfer(c, params.A, C)
+        W = V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
     start, driven = columns.split(params.m0.expand(1, B, -1))[0], None if f is None else columns.split(f)
     m, white = Innovations.apply(start, columns.gather(Omega), columns.split(y), driven)
-    W = V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
     mean = m + times(columns.gather(W).mT, white)
     return Filtered(
         columns.join(mean), columns.expand(c.P_f), columns.join(m), columns.expand(c.P),
@@ -82,9 +82,12 @@ def shared_filter(
 
 def transfer(c: Covariances, A: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """L^-1 and what takes (m_t, y_t) to (w_t, m_{t+1}), see :mod:`dynavae.exact._innovations`."""
-    V = torch.linalg.solve_triangular(c.L, torch.eye(c.L.shape[-1]).to(c.L).expand_as(c.L), upper=False)
+    eye = torch.eye(c.L.shape[-1], dtype=A.dtype, device=A.device)
+    V = torch.linalg.solve_triangular(c.L, eye.expand_as(c.L), upper=False)
     M = (c.K.mT @ A.mT).mT
-    return V, torch.cat([torch.cat([-V @ C, V], -1), torch.cat([A - M @ C, M], -1)], -2)
+    error = torch.cat([-C, eye.expand(*C.shape[:-1], -1)], -1)  # y - C m of (m, y)
+    kept = torch.nn.functional.pad(A, (0, len(eye), len(eye), 0))
+    return V, torch.cat([V, M], -2) @ error + kept
 
 
 def masked(C: Tensor, R: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,13 +129,16 @@ class Columns:
 
     def expand(self, a: Tensor) -> Tensor:
         """(N, U, ...) of each step and sequence: (T, B, ...)."""
-        return stretched(self.gather(a), len(a) - 1, self.T).expand(-1, self.B, *a.shape[2:])
+        return ordinary(stretched(self.gather(a), len(a) - 1, self.T)).expand(-1, self.B, *a.shape[2:])
 
 
 def stretched(a: Tensor, t: int, T: int) -> Tensor:
     """What is constant in the middle, with its value at t repeated until there are T."""
     missing = T - len(a)
-    return torch.cat([a[: t + 1], a[t : t + 1].expand(missing, *a.shape[1:]), a[t + 1 :]]) if missing else a
+    if not missing:
+        return a
+    repeated = a[t : t + 1].expand(missing, *a.shape[1:])
+    return torch.cat([a, repeated] if t + 1 == len(a) else [a[: t + 1], repeated, a[t + 1 :]])
 
 
 def one_for_all(filtered: Filtered) -> bool:
@@ -148,21 +154,30 @@ def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     p, one = plain(params), one_for_all(filtered)
     P_f, P_ = filtered.covariance, filtered.predicted_covariance
     P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
-    tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
-    N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
-    N = max(min(N, T - 1), 1)
-    # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
-    G, V = reversed_kernel(p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1]))
     m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
+    tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
+    with bare():
+        N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
+        N = max(min(N, T - 1), 1)
+        # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
+        G, V = reversed_kernel(
+            p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1])
+        )
+        if T == 1:
+            P, cross = P_f, P_f[1:]
+        else:
+            P = _smoothed_covariances(G, V, P_, P_f[-1:], T)  # the first N, and some before the end
+            repeated = len(P) - 1 - N
+            cross = P[1:] @ stretched(G, N - 1, N + repeated).mT
     if T == 1:
-        mean, P, cross = m, P_f, P_f[1:]
+        mean = m
     else:
-        mean = linear_recurrence(G, torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]]), reverse=True)
-        P = _smoothed_covariances(G, V, P_, P_f[-1:], T)  # the first N, and some before the end
-        repeated = len(P) - 1 - N
-        cross = stretched(P[1:] @ stretched(G, N - 1, N + repeated).mT, N - 1, T - 1)
-        P, G = stretched(P, N - 1, T), stretched(G, N - 1, T - 1)
-    G, P, cross = (a.expand(len(a), B, z, z) for a in (G, P, cross))
+        driven = torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]])
+        mean = (linear_recurrence if torch.is_grad_enabled() else solve)(G, driven, reverse=True)
+    P, G, cross = (
+        ordinary(stretched(a, N - 1, length)).expand(-1, B, z, z)
+        for a, length in ((P, T), (G, T - 1), (cross, T - 1))
+    )
     return Smoothed(mean.squeeze(1).mT if one else mean.squeeze(-1), P, G, cross)
 
 
@@ -181,16 +196,17 @@ def _smoothed_covariances(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, T: int
     With one gain, m steps further from the end the covariances are :math:`G^m P (G^m)^\top + S_m`, so each doubling of m
     gives as many as there are.
     """
-    N, F, tolerance = len(G), G[-1].squeeze(0), STEADY * torch.finfo(V.dtype).eps
+    N, tolerance = len(G), STEADY * torch.finfo(V.dtype).eps
     # From the end on, and behind them S_m, of which the same steps make the double.
-    P = torch.cat([last, V[-1:]]).squeeze(1)
+    P, steps = torch.cat([last, V[-1:]]).squeeze(1), Congruence(G[-1].squeeze(0))
     while len(P) < T - N + 2:
-        P = torch.cat([P[:-1], congruence(F, P, P[-1])])
-        F = F @ F
-        if len(P) > 64 and is_steady(F, P[:-1], tolerance):
+        P = torch.cat([P[:-1], steps(P, P[-1])])
+        steps.square()
+        if len(P) > 64 and is_steady(P[:-1], steps.squared_norm()):
             break
     P = P[:-1][: T - N + 1].flip(0).view(-1, *last.shape[1:])  # of steps N, ..., T, or fewer
-    early = None if torch.is_grad_enabled() else _far_from_the_end(G[:-1], V[:-1], P_[:N], P[:1], tolerance)
+    alike = G.shape[1] == 1 and not V.requires_grad
+    early = _far_from_the_end(G[:-1], V[:-1], P_[:N], P[:1], tolerance) if alike else None
     if early is None:
         early = congruence_recurrence(G, torch.cat([V[:-1], P[:1]]), reverse=True)[:-1]
     return torch.cat([early, P])
