@@ -92,7 +92,7 @@ def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> 
     if not info:
         white = torch.linalg.solve_triangular(L, C, upper=False)
         P = _doublings(torch.stack([P0, Q]), A, white.mT @ white, T)
-        found = _settled(P[: _moving(P) + 1], A, Q, C, R)
+        found = _settled(P[: _moving(P) + 1], A, Q, C, R, attempts=3)
         if found is not None:
             return _of_shared(found, T)
     one = _element(torch.stack([torch.zeros_like(A), A]), torch.stack([P0, Q]), C, R)
@@ -170,10 +170,10 @@ def _one_after_another(i: _Steps, j: _Steps) -> _Steps:
     return _Steps(j.A @ A, j.A @ C @ j.A.mT + j.C, A.mT @ j.J @ i.A + i.J)
 
 
-def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covariances | None:
+def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, attempts: int = 5) -> Covariances | None:
     """Candidates after a few steps of the recursion side by side; None unless each then leads to the next."""
     tolerance = STEADY * torch.finfo(P.dtype).eps
-    for attempt in range(5):
+    for attempt in range(attempts):
         PC = P @ C.mT
         S = congruence(C, P, R) if C.ndim == 2 else PC.mT @ C.mT + R
         L, info = torch.linalg.cholesky_ex(symmetric(S))

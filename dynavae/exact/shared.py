@@ -151,29 +151,26 @@ def one_for_all(filtered: Filtered) -> bool:
 def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     """Smooth what was filtered."""
     T, B, z = filtered.mean.shape
+    if T == 1:
+        nothing = filtered.covariance[1:]
+        return Smoothed(filtered.mean, filtered.covariance, nothing, nothing)
     p, one = plain(params), one_for_all(filtered)
     P_f, P_ = filtered.covariance, filtered.predicted_covariance
     P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
-    m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
     tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
     with bare():
         N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
-        N = max(min(N, T - 1), 1)
+        N = min(N, T - 1)
         # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
         G, V = reversed_kernel(
             p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1])
         )
-        if T == 1:
-            P, cross = P_f, P_f[1:]
-        else:
-            P = _smoothed_covariances(G, V, P_, P_f[-1:], T)  # the first N, and some before the end
-            repeated = len(P) - 1 - N
-            cross = P[1:] @ stretched(G, N - 1, N + repeated).mT
-    if T == 1:
-        mean = m
-    else:
-        driven = torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]])
-        mean = (linear_recurrence if torch.is_grad_enabled() else solve)(G, driven, reverse=True)
+        P = _smoothed_covariances(G, V, P_, P_f[-1:], T)  # the first N, and some before the end
+        repeated = len(P) - 1 - N
+        cross = P[1:] @ stretched(G, N - 1, N + repeated).mT
+    m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
+    driven = torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]])
+    mean = (linear_recurrence if torch.is_grad_enabled() else solve)(G, driven, reverse=True)
     P, G, cross = (
         ordinary(stretched(a, N - 1, length)).expand(-1, B, z, z)
         for a, length in ((P, T), (G, T - 1), (cross, T - 1))
@@ -225,7 +222,7 @@ def _far_from_the_end(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, tolerance:
     Lambda = symmetric(information[1] - information[0])
     inverse, _ = torch.linalg.inv_ex(P @ Lambda + torch.eye(len(P_N), dtype=P.dtype, device=P.device))
     candidates, G, V, last = torch.bmm(inverse, P), G.flatten(0, 1), V.flatten(0, 1), last[0]
-    for _ in range(2):
+    for _ in range(3):
         found = symmetric(torch.baddbmm(V, torch.bmm(G, torch.cat([candidates[1:], last])), G.mT))
         if bool((difference(found, candidates) <= 4 * tolerance).all()):
             return found.unsqueeze(1)
