@@ -1,9 +1,11 @@
 r"""The predicted covariances of a model that does not change, without a loop over time, and their derivative.
 
-Of a constant model with complete data the first :math:`2^k` filtering steps follow by k doublings (each an
-associative combination), and once two covariances in a row are equal to rounding, so are all that follow. With gaps
-an associative scan does the same for all t. Candidates from either are put through one step of the Joseph form, all
-at once: if every one of them leads to the next, to rounding, they are the solution; if not, the ordinary loop runs.
+Of a constant model with complete data the first :math:`2^k` steps follow by k doublings (each an associative
+combination) of predicted covariances, :math:`P \mapsto A (I + P J)^{-1} P A^\top + Q` with
+:math:`J = C^\top R^{-1} C`, or of filtered ones where R is (nearly) singular; and once two covariances in a row are
+equal to rounding, so are all that follow. With gaps an associative scan does the same for all t. Candidates from either
+are put through one step of the Joseph form, all at once: if every one of them leads to the next, to rounding, they are
+the solution; if not, the ordinary loop runs.
 
 Reference: Anderson and Moore, Optimal Filtering, 1979, chapter 6 (doubling), and chapter 4 (steady state).
 """
@@ -87,7 +89,7 @@ def is_steady(P: Tensor, squared_norm: float) -> bool:
 
 
 def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:
-    """By doublings of predicted covariances if R is regular, else of filtered ones."""
+    """By doublings of predicted covariances, or of filtered ones, which take an R without an inverse but more calls."""
     L, info = torch.linalg.cholesky_ex(R)
     if not info:
         white = torch.linalg.solve_triangular(L, C, upper=False)

@@ -3,7 +3,8 @@ r"""The linear recurrences :math:`h_t = F_t h_{t-1} + v_t` and :math:`P_t = F_t 
 Blocks of time run side by side: within a block of about :math:`\sqrt T` steps the recurrence starts from zero, for all
 blocks at once, together with the products of the F_t; then the last states are carried from block to block, and added to
 what is in the block, times these products. About :math:`2 \sqrt T` calls that follow one another. From where F no longer
-changes on, all blocks have the same matrices: they are columns of one product, and the products are powers.
+changes on, all blocks have the same matrices: they are columns of one product, and the products are powers. If few numbers
+follow it, there are no blocks: each product doubles the number of steps that are summed (Hillis and Steele, 1986).
 """
 
 from __future__ import annotations
