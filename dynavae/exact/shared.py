@@ -195,15 +195,14 @@ def _smoothed_covariances(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, T: int
     """
     N, tolerance = len(G), STEADY * torch.finfo(V.dtype).eps
     # From the end on, and behind them S_m, of which the same steps make the double.
-    P, steps = torch.cat([last, V[-1:]]).squeeze(1), Congruence(G[-1].squeeze(0))
-    while len(P) < T - N + 2:
+    P, steps, steady = torch.cat([last, V[-1:]]).squeeze(1), Congruence(G[-1].squeeze(0)), False
+    while len(P) < T - N + 2 and not steady:
         P = torch.cat([P[:-1], steps(P, P[-1])])
         steps.square()
-        if len(P) > 64 and is_steady(P[:-1], steps.squared_norm()):
-            break
+        steady = len(P) > 64 and is_steady(P[:-1], steps.squared_norm())
     P = P[:-1][: T - N + 1].flip(0).view(-1, *last.shape[1:])  # of steps N, ..., T, or fewer
-    alike = G.shape[1] == 1 and not V.requires_grad
-    early = _far_from_the_end(G[:-1], V[:-1], P_[:N], P[:1], tolerance) if alike else None
+    far = steady and G.shape[1] == 1 and not V.requires_grad
+    early = _far_from_the_end(G[:-1], V[:-1], P_[:N], P[:1], tolerance) if far else None
     if early is None:
         early = congruence_recurrence(G, torch.cat([V[:-1], P[:1]]), reverse=True)[:-1]
     return torch.cat([early, P])
