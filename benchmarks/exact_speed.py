@@ -1,6 +1,6 @@
 """Exact inference in linear-Gaussian models against other libraries: filter + smoother, and likelihood + gradient.
 
-    OMP_NUM_THREADS=1 python benchmarks/exact_speed.py [--repeats 15] [--out benchmarks/results/exact_speed.json]
+    OMP_NUM_THREADS=1 python benchmarks/exact_speed.py [--repeats 15] [--only 1] [--out benchmarks/results/exact_speed.json]
 
 A model that is the same at all steps, float64 for everybody, one thread; complete data, and in one case frames missing
 at random, others in each sequence: NaN for us and statsmodels; dynamax has no missing data and gets a variance of 1e12
@@ -255,6 +255,10 @@ def compare(size: Size, repeats: int, slow: float) -> list[dict[str, Any]]:
     return records
 
 
+def _size(record: dict[str, Any]) -> Size:
+    return record["batch"], record["steps"], record["dim"], record["missing"]
+
+
 def versions() -> dict[str, str]:
     found = {}
     for name in ("torch", "jax", "dynamax", "statsmodels", "filterpy", "numpy"):
@@ -270,21 +274,33 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--only", type=int, choices=range(1, len(SIZES) + 1), help="one size; others are kept"
+    )
     parser.add_argument("--slow", type=float, default=3.0, help="seconds; slower rivals run once")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    records = [record for size in SIZES for record in compare(size, args.repeats, args.slow)]
+    sizes = SIZES[args.only - 1 : args.only] if args.only else SIZES
+    records = [record for size in sizes for record in compare(size, args.repeats, args.slow)]
     args.out.parent.mkdir(exist_ok=True)
+    only = f" --only {args.only}" if args.only else ""
     shared = {
-        "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats} --slow {args.slow}",
+        "command": f"OMP_NUM_THREADS=1 python benchmarks/exact_speed.py --repeats {args.repeats} "
+        f"--slow {args.slow}{only}",
         "what": "median milliseconds, interleaved; ratio = rival / dynavae, above 1 where dynavae is faster; "
         "float64; z_dim = dim, x_dim = dim / 2; one thread",
         "versions": versions(),
         "hardware": f"{platform.machine()}, {os.cpu_count()} cores, CPU only; load {os.getloadavg()[0]:.1f}",
     }
-    args.out.write_text(json.dumps([record | shared for record in records], indent=1) + "\n")
+    records = [record | shared for record in records]
+    if args.only:
+        old = json.loads(args.out.read_text()) if args.out.exists() else []
+        records = sorted(
+            records + [r for r in old if _size(r) not in sizes], key=lambda r: SIZES.index(_size(r))
+        )
+    args.out.write_text(json.dumps(records, indent=1) + "\n")
     return 0
 
 

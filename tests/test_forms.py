@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from test_kalman import Problem, dense_joint, random_problem
 from torch import Tensor
 
-from dynavae.exact import kalman
+from dynavae.exact import _riccati, kalman, recurrence, shared
+from dynavae.exact._algebra import Congruence
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
 from dynavae.exact.scan import associative_scan
@@ -97,6 +98,40 @@ def test_the_last_matrix_is_that_of_all_later_steps(T, N, n, reverse):
         found.append((h, *torch.autograd.grad(h.square().sum(), [F, v])))
     for ours, theirs in zip(*found, strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("T", "z", "n"), [(25, 1, 1), (100, 3, 2), (128, 4, 1), (300, 5, 3)])
+def test_doublings_of_a_constant_recurrence_are_its_blocks(T, z, n, reverse):
+    g = torch.Generator().manual_seed(T)
+    F = 0.97 * torch.linalg.qr(torch.randn(2, z, z, generator=g, dtype=torch.float64))[0]
+    v, start = (torch.randn(*axes, 2, z, n, generator=g, dtype=torch.float64) for axes in ((T,), ()))
+    got, expected = (
+        way(F, v.clone(), start, reverse)
+        for way in (recurrence._constant_doubled, recurrence._constant_blocks)
+    )
+    close(got, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_power_that_overflows_leaves_the_first_steps_alone(reverse):
+    """5^512 is infinite, and infinity times the zero before the first step is not a number."""
+    h = linear_recurrence(torch.full((1, 1, 1, 1), 5.0), torch.ones(1000, 1, 1, 1), reverse).flatten()
+    h = h.flip(0) if reverse else h
+    close(h[:6], torch.tensor([1.0, 6.0, 31.0, 156.0, 781.0, 3906.0]))
+
+
+@pytest.mark.parametrize("z", [1, 4, 6, 7])
+def test_a_congruence_as_one_product(z):
+    """Of small matrices, and of too large ones as two; twice the same, too."""
+    g = torch.Generator().manual_seed(z)
+    F, P, V = (torch.randn(*axes, z, z, generator=g, dtype=torch.float64) for axes in ((), (5,), ()))
+    P, V = P + P.mT, V + V.mT
+    steps = Congruence(F)
+    close(steps(P, V), F @ P @ F.mT + V)
+    steps.square()
+    close(steps(P, V), F @ F @ P @ (F @ F).mT + V)
+    close(torch.tensor(steps.squared_norm()), (F @ F).square().sum().float())
 
 
 def test_a_recurrence_refuses_shapes_that_do_not_fit():
@@ -192,6 +227,40 @@ def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, 
     ):
         size = max(1.0, theirs.abs().max().item())
         close(ours, theirs, atol=1e-8 * size, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-4, 0.0])
+@pytest.mark.parametrize(("z", "T"), [(1, 40), (3, 400), (8, 300)])
+def test_a_long_constant_model_takes_no_steps(z, T, noise, monkeypatch):
+    """Covariances by doublings, also of observations without noise; smoothed ones side by side, if they have some."""
+    g = torch.Generator().manual_seed(z)
+    normal = [torch.randn(*axes, generator=g, dtype=torch.float64) for axes in ((z, z), (1, z), (T, 2, 1))]
+    eye, A = torch.eye(z, dtype=torch.float64), 0.9 * torch.linalg.qr(normal[0])[0]
+    params = LinearGaussian(m0=eye[0], P0=eye, A=A, Q=eye, C=normal[1], R=noise * eye[:1, :1])
+    reference = run(Problem(params, normal[2], None, None), "joseph")
+    monkeypatch.setattr(_riccati, "_loop", None)
+    if noise == 1.0 and T > 100:
+        monkeypatch.setattr(shared, "congruence_recurrence", None)
+    for ours, theirs in zip(run(Problem(params, normal[2], None, None), "shared"), reference, strict=True):
+        for name, a, b in zip(type(ours)._fields[:5], ours, theirs, strict=False):
+            if a is not None:
+                close(a, b, atol=1e-10, rtol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("T", [1, 2, 30, 200])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_what_was_computed_without_a_gradient_can_enter_one(T, gaps):
+    """Autograd refuses tensors of inference mode."""
+    problem = constant(random_problem(1, T, 3, 2, 2))
+    if not gaps:
+        problem = problem._replace(observed=torch.ones_like(problem.observed))
+    with torch.no_grad():
+        results = run(problem, "auto")
+    for value in (a for result in results for a in result if isinstance(a, Tensor)):
+        assert not value.is_inference()
+        factor = torch.ones((), dtype=value.dtype, requires_grad=True)
+        (gradient,) = torch.autograd.grad((factor * value).sum(), factor)
+        close(gradient, value.sum())
 
 
 def test_the_derivative_of_a_start_in_the_steady_state():

@@ -51,14 +51,16 @@ def means(m0: Tensor, Omega: Tensor, y: Tensor, f: Tensor | None) -> tuple[Tenso
     x, z = y.shape[-2], Omega.shape[-1] - y.shape[-2]
     if _by_steps(y, z):
         return _step_by_step(m0, Omega, y, f)
-    driven = torch.empty(*y.shape[:2], z, y.shape[-1], dtype=y.dtype, device=y.device)
-    driven[0] = m0
-    driven[1:] = times(Omega[..., x:, z:], y[:-1])
-    if f is not None:
-        driven[1:] += f[1:]
-    # The step into t has the matrix of t - 1.
-    F = torch.cat([Omega[:1], Omega])[: len(y), ..., x:, :z]
-    s = torch.cat([solve(F, driven), y], -2)
+    with torch.inference_mode():  # what leaves it is copied
+        driven = torch.empty(*y.shape[:2], z, y.shape[-1], dtype=y.dtype, device=y.device)
+        driven[0] = m0
+        driven[1:] = times(Omega[..., x:, z:], y[:-1])
+        if f is not None:
+            driven[1:] += f[1:]
+        # The step into t has the matrix of t - 1.
+        F = torch.cat([Omega[:1], Omega])[: len(y), ..., x:, :z]
+        m = solve(F, driven)
+    s = torch.cat([m, y], -2)
     return s, times(Omega[..., :x, :], s)
 
 

@@ -1,9 +1,11 @@
 r"""The predicted covariances of a model that does not change, without a loop over time, and their derivative.
 
-Of a constant model with complete data the first :math:`2^k` filtering steps follow by k doublings (each an
-associative combination), and once two covariances in a row are equal to rounding, so are all that follow. With gaps
-an associative scan does the same for all t. Candidates from either are put through one step of the Joseph form, all
-at once: if every one of them leads to the next, to rounding, they are the solution; if not, the ordinary loop runs.
+Of a constant model with complete data the first :math:`2^k` steps follow by k doublings (each an associative
+combination) of predicted covariances, :math:`P \mapsto A (I + P J)^{-1} P A^\top + Q` with
+:math:`J = C^\top R^{-1} C`, or of filtered ones where R is (nearly) singular; and once two covariances in a row are
+equal to rounding, so are all that follow. With gaps an associative scan does the same for all t. Candidates from either
+are put through one step of the Joseph form, all at once: if every one of them leads to the next, to rounding, they are
+the solution; if not, the ordinary loop runs.
 
 Reference: Anderson and Moore, Optimal Filtering, 1979, chapter 6 (doubling), and chapter 4 (steady state).
 """
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dynavae.exact._algebra import symmetric
+from dynavae.exact._algebra import congruence, ordinary, symmetric
 from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
@@ -41,8 +43,12 @@ def covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) 
 
     C and R are (x, z) and (x, x), or with gaps (T, U, x, z) and (T, U, x, x) of U patterns. Differentiable once.
     """
+    with torch.inference_mode():
+        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else None
+    if found is not None:
+        found = Covariances(*map(ordinary, found))
     with torch.no_grad():
-        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else _scanned(P0, A, Q, C, R)
+        found = _scanned(P0, A, Q, C, R) if C.ndim == 4 else found
         found = _loop(P0, A, Q, C, R, T) if found is None else found
     if torch.is_grad_enabled() and any(a.requires_grad for a in (P0, A, Q, C, R)):
         P = _Riccati.apply(P0, A, Q, C, R, remembering(found, A, C, T).P)
@@ -66,7 +72,7 @@ def _memory(F: Tensor, most: int) -> int:
 
 
 def _predict(P: Tensor, A: Tensor, Q: Tensor) -> Tensor:
-    return symmetric((P @ A.mT).mT @ A.mT + Q)
+    return symmetric(congruence(A, P, Q))
 
 
 def difference(P: Tensor, other: Tensor) -> Tensor:
@@ -76,30 +82,53 @@ def difference(P: Tensor, other: Tensor) -> Tensor:
     return relative.abs().flatten(1).amax(1)
 
 
+def is_steady(P: Tensor, squared_norm: float) -> bool:
+    """Whether the last two of P are equal; looked at if the matrix of so many steps, of this norm, forgets what was."""
+    eps = torch.finfo(P.dtype).eps
+    return squared_norm <= STEADY**2 * eps and difference(P[-1:], P[-2:-1]).item() <= STEADY * eps
+
+
 def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:
-    """By doublings: what m steps do is known, and the covariances after 1, ..., m of them give m more."""
+    """By doublings of predicted covariances, or of filtered ones, which take an R without an inverse but more calls."""
+    L, info = torch.linalg.cholesky_ex(R)
+    if not info:
+        white = torch.linalg.solve_triangular(L, C, upper=False)
+        P = _doublings(torch.stack([P0, Q]), A, white.mT @ white, T)
+        found = _settled(P[: _moving(P) + 1], A, Q, C, R, attempts=3)
+        if found is not None:
+            return _of_shared(found, T)
     one = _element(torch.stack([torch.zeros_like(A), A]), torch.stack([P0, Q]), C, R)
     if one is None:
         return None
-    # Behind those that started at P0 there is the one that started at zero: the same steps make its double of it.
-    P, F, J, tolerance = one.C, one.A[1], one.J[1], STEADY * torch.finfo(A.dtype).eps
-    eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+    P = _doublings(one.C, one.A[1], one.J[1], T)
+    found = _settled(torch.cat([P0.unsqueeze(0), _predict(P[: _moving(P) + 1], A, Q)])[:T], A, Q, C, R)
+    return None if found is None else _of_shared(found, T)
+
+
+def _of_shared(c: Covariances, T: int) -> Covariances:
+    """Of sequences that share them, and without the last, which only shows that nothing changes any more."""
+    return Covariances(*(a[: len(a) if len(a) == T else -1].unsqueeze(1) for a in c))
+
+
+def _doublings(P: Tensor, F: Tensor, J: Tensor, T: int) -> Tensor:
+    """The first T covariances, or so many that the last are steady: what m steps do, (F, C, J), takes m of them to m more.
+
+    P is the first of them and, behind it, C: the covariance that started at zero. The same steps make its double of it.
+    """
+    eye = torch.eye(len(F), dtype=F.dtype, device=F.device)
     while len(P) <= T:
-        inverse = torch.linalg.inv_ex(eye + P @ J)[0]
-        after = (torch.bmm(inverse, P) @ F.mT).mT @ F.mT + P[-1]  # the first product is symmetric
+        inverse = torch.linalg.inv_ex(P @ J + eye)[0]
+        after = congruence(F, torch.bmm(inverse, P), P[-1])  # the product is symmetric
         moved = inverse[-1] @ F
-        F, J, P = F @ moved, moved.mT @ J @ F + J, torch.cat([P[:-1], after])
-        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
+        F, J, P = F @ moved, torch.addmm(J, moved.mT, J @ F), torch.cat([P[:-1], after])
+        if len(P) > 64 and is_steady(P[:-1], F.square().sum().item()):
             break
-    P = torch.cat([P0.unsqueeze(0), _predict(P[:-2], A, Q)])[:T].unsqueeze(1)
-    N = _moving(P, tolerance)
-    found = _settled(P[: N + 1], A, Q, C, R)
-    return None if found is None else Covariances(*(a[:N] for a in found))
+    return P[:-1][:T]
 
 
-def _moving(P: Tensor, tolerance: float) -> int:
+def _moving(P: Tensor) -> int:
     """The number of steps after which nothing changes any more."""
-    moving = (difference(P[1:], P[:-1]) > tolerance).nonzero()
+    moving = (difference(P[1:], P[:-1]) > STEADY * torch.finfo(P.dtype).eps).nonzero()
     return int(moving[-1]) + 2 if len(moving) else 1
 
 
@@ -143,12 +172,13 @@ def _one_after_another(i: _Steps, j: _Steps) -> _Steps:
     return _Steps(j.A @ A, j.A @ C @ j.A.mT + j.C, A.mT @ j.J @ i.A + i.J)
 
 
-def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor) -> Covariances | None:
+def _settled(P: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, attempts: int = 5) -> Covariances | None:
     """Candidates after a few steps of the recursion side by side; None unless each then leads to the next."""
     tolerance = STEADY * torch.finfo(P.dtype).eps
-    for attempt in range(5):
+    for attempt in range(attempts):
         PC = P @ C.mT
-        L, info = torch.linalg.cholesky_ex(symmetric(PC.mT @ C.mT + R))
+        S = congruence(C, P, R) if C.ndim == 2 else PC.mT @ C.mT + R
+        L, info = torch.linalg.cholesky_ex(symmetric(S))
         if info.any():
             return None
         K, P_f = joseph_gain(P, PC, C, R, L)

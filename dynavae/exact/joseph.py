@@ -42,8 +42,18 @@ def joseph_gain(P: Tensor, PC: Tensor, C: Tensor, R: Tensor, L: Tensor) -> tuple
     Constant matrices stand on the right, where a product of many matrices with one is one product.
     """
     K = torch.cholesky_solve(PC.mT, L).mT
-    keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - K @ C
-    return K, symmetric(keep @ P @ keep.mT + K @ R @ K.mT)
+    return K, joseph_form(P, K, PC, C, R)
+
+
+def joseph_form(P: Tensor, K: Tensor, PC: Tensor, C: Tensor, R: Tensor) -> Tensor:
+    """(I - KC) P (I - KC)' + K R K', with PC = P C'. As D = (I - KC) P it is D - (D C' - K R) K': half the products."""
+    if P.ndim > 2 and C.ndim == R.ndim == 2:
+        shape = P.shape
+        P, K, PC = (a.flatten(0, -3) for a in (P, K, PC))
+        D = torch.baddbmm(P, K, PC.mT, alpha=-1)
+        return symmetric(torch.baddbmm(D, D @ C.mT - K @ R, K.mT, alpha=-1)).view(shape)
+    D = P - K @ PC.mT
+    return symmetric(D - (D @ C.mT - K @ R) @ K.mT)
 
 
 def joseph_filter(params: LinearGaussian, emission: Emission, f: Tensor) -> Filtered:
@@ -75,9 +85,9 @@ def reversed_kernel(params: LinearGaussian, filtered: Filtered) -> tuple[Tensor,
     """Gain G_t and covariance V_t of p(z_t | z_{t+1}, x_1:t) = N(m_{t|t} + G_t (z_{t+1} - m_{t+1|t}), V_t)."""
     A, Q, P = into_later(params.A), into_later(params.Q), filtered.covariance[:-1]
     L = regular_cholesky(filtered.predicted_covariance[1:], "P_{t+1|t} = A P A' + Q")
-    G = torch.cholesky_solve((P @ A.mT).mT, L).mT
-    keep = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) - G @ A
-    return G, symmetric(keep @ P @ keep.mT + G @ Q @ G.mT)
+    PA = P @ A.mT
+    G = torch.cholesky_solve(PA.mT, L).mT
+    return G, joseph_form(P, G, PA, A, Q)
 
 
 def joseph_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:

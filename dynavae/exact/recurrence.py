@@ -3,23 +3,24 @@ r"""The linear recurrences :math:`h_t = F_t h_{t-1} + v_t` and :math:`P_t = F_t 
 Blocks of time run side by side: within a block of about :math:`\sqrt T` steps the recurrence starts from zero, for all
 blocks at once, together with the products of the F_t; then the last states are carried from block to block, and added to
 what is in the block, times these products. About :math:`2 \sqrt T` calls that follow one another. From where F no longer
-changes on, all blocks have the same matrices: they are columns of one product, and the products are powers.
+changes on, all blocks have the same matrices: they are columns of one product, and the products are powers. If few numbers
+follow it, there are no blocks: each product doubles the number of steps that are summed (Hillis and Steele, 1986).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-LOOP, WIDE, MANY, LARGE = 24, 384, 8, 512
+LOOP, WIDE, MANY, LARGE, NARROW = 24, 384, 8, 512, 16
 """A plain loop is as fast up to LOOP steps, or if one state of all columns has WIDE numbers, or if there are MANY matrices
-per step, or one covariance of all has LARGE numbers (measured on a 2-core CPU)."""
+per step, or one covariance of all has LARGE numbers; with one F, doublings are faster than blocks up to NARROW numbers
+(measured on a 2-core CPU)."""
 
 
 def linear_recurrence(
@@ -134,19 +135,21 @@ def solve(F: Tensor, v: Tensor, reverse: bool = False) -> Tensor:
     T, N = len(v), min(len(F), len(v))
     if T <= LOOP or v[0].numel() >= WIDE or v.shape[1] >= MANY:
         return _loop(F, v, reverse)
-    if reverse:
-        late = _constant(F[N - 1], v[N - 1 : -1].flip(0), v[-1])
-        start = late[-1] if len(late) else v[-1]
-        early = _blocked(_affine, F[: N - 1].flip(0), v[: N - 1].flip(0), start)
-        return torch.cat([v[-1:], late, early]).flip(0)
-    early = torch.cat([v[:1], _blocked(_affine, F[1:N], v[1:N], v[0])])
-    return early if N == T else torch.cat([early, _constant(F[-1], v[N:], early[-1])])
+    with torch.inference_mode():  # what leaves it is copied
+        if reverse:
+            late = _constant(F[N - 1], v[N - 1 : -1], v[-1], reverse)
+            early = _blocks(F[: N - 1].flip(0), v[: N - 1].flip(0), late[0] if N < T else v[-1])
+            parts = [early.flip(0), late, v[-1:]]
+        else:
+            early = _blocks(F[1:N], v[1:N], v[0])
+            parts = [v[:1], early, _constant(F[-1], v[N:], early[-1] if N > 1 else v[0])]
+    return torch.cat(parts)
 
 
 def _congruences(F: Tensor, V: Tensor, reverse: bool) -> Tensor:
     if reverse:
-        return torch.cat([V[-1:], _blocked(_congruent, F[:-1].flip(0), V[:-1].flip(0), V[-1])]).flip(0)
-    return torch.cat([V[:1], _blocked(_congruent, F[1:], V[1:], V[0])])
+        return torch.cat([V[-1:], _congruence_blocks(F[:-1].flip(0), V[:-1].flip(0), V[-1])]).flip(0)
+    return torch.cat([V[:1], _congruence_blocks(F[1:], V[1:], V[0])])
 
 
 def _loop(F: Tensor, h: Tensor, reverse: bool) -> Tensor:
@@ -162,51 +165,117 @@ def _loop(F: Tensor, h: Tensor, reverse: bool) -> Tensor:
     return h
 
 
-def _affine(v: Tensor, F: Tensor, h: Tensor) -> Tensor:
-    return torch.baddbmm(v, F, h)
-
-
 def _congruent(V: Tensor, F: Tensor, P: Tensor) -> Tensor:
     return torch.baddbmm(V, torch.bmm(F, P), F.mT)
 
 
-def _blocked(step: Callable[[Tensor, Tensor, Tensor], Tensor], F: Tensor, v: Tensor, start: Tensor) -> Tensor:
-    """h_1, ..., h_T of h_0 = start and h_t = step(v_t, F_t, h_{t-1})."""
-    T, batch, z, n = v.shape
-    if T <= LOOP or (step is _congruent and start.numel() >= LARGE):
-        h = [start]
-        for F_t, v_t in zip(F.unbind(0), v.unbind(0), strict=True):
-            h.append(step(v_t, F_t, h[-1]))
-        return torch.stack(h[1:]) if T else v
-    size = math.isqrt(T)
-    number = -(-T // size)
-    missing = number * size - T
-    if missing:
-        F, v = (torch.cat([a, a.new_zeros(missing, *a.shape[1:])]) for a in (F, v))
-    F, v = (a.unflatten(0, (number, size)).transpose(0, 1).flatten(1, 2) for a in (F, v))
-    h, products = [v[0]], [F[0]]
-    for F_k, v_k in zip(F.unbind(0)[1:], v.unbind(0)[1:], strict=True):
-        h.append(step(v_k, F_k, h[-1]))
-        products.append(torch.bmm(F_k, products[-1]))
-    carried = [start]
-    for end, across in zip(
-        *(a[-1].unflatten(0, (number, batch)).unbind(0) for a in (h, products)), strict=True
-    ):
-        carried.append(step(end, across, carried[-1]))
-    blocks, across = torch.stack(h, 1), torch.stack(products, 1)  # (number * batch, size, ., .)
-    before = torch.stack(carried[:-1]).flatten(0, 1).unsqueeze(1).expand(-1, size, -1, -1)
-    blocks = step(*(a.flatten(0, 1) for a in (blocks, across, before)))
-    return blocks.view(number, batch, size, z, n).transpose(1, 2).reshape(number * size, batch, z, n)[:T]
+def _blocks(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
+    """h_1, ..., h_T of h_0 = start and h_t = F_t h_{t-1} + v_t.
 
-
-def _constant(F: Tensor, v: Tensor, start: Tensor) -> Tensor:
-    """h_1, ..., h_T of h_0 = start (batch, z, n) and h_t = F h_{t-1} + v_t, with one F (batch, z, z)."""
+    Within a block the states that start from zero and the products of the F_t are n + z columns of one recurrence.
+    """
     T, batch, z, n = v.shape
     if T <= LOOP:
         h = [start]
-        for v_t in v.unbind(0):
-            h.append(torch.baddbmm(v_t, F, h[-1]))
+        for F_t, v_t in zip(F.unbind(0), v.unbind(0), strict=True):
+            h.append(torch.baddbmm(v_t, F_t, h[-1]))
         return torch.stack(h[1:]) if T else v
+    size, number = _blocks_of(T)
+    columns = v.new_zeros(number * size, batch, z, n + 2 * z)
+    columns[:T, ..., :n] = v
+    columns[:T, ..., n + z :] = F
+    both, F = columns.unflatten(0, (number, size)).transpose(1, 2).flatten(0, 1).split((n + z, z), -1)
+    steps, matrices = both.unbind(1), F.unbind(1)
+    steps[0][..., n:] = matrices[0]
+    for F_k, before, here in zip(matrices[1:], steps[:-1], steps[1:], strict=True):
+        here.baddbmm_(F_k, before)
+    carried, ends = [start], (a.unflatten(0, (number, batch)).unbind(0) for a in steps[-1].split((n, z), -1))
+    for end, across in itertools.islice(zip(*ends, strict=True), number - 1):
+        carried.append(torch.baddbmm(end, across, carried[-1]))
+    within, products = both.flatten(1, 2).split((n, z), -1)
+    h = torch.baddbmm(within, products, torch.cat(carried))
+    return _one_after_another(h.unflatten(1, (-1, z)), batch)[:T]
+
+
+def _congruence_blocks(F: Tensor, V: Tensor, start: Tensor) -> Tensor:
+    """P_1, ..., P_T of P_0 = start and P_t = F_t P_{t-1} F_t' + V_t."""
+    T, batch = V.shape[:2]
+    if T <= LOOP or start.numel() >= LARGE:
+        P = [start]
+        for F_t, V_t in zip(F.unbind(0), V.unbind(0), strict=True):
+            P.append(_congruent(V_t, F_t, P[-1]))
+        return torch.stack(P[1:]) if T else V
+    F, V = _side_by_side(F), _side_by_side(V)
+    number, P, products = len(F) // batch, [V[:, 0]], [F[:, 0]]
+    for F_k, V_k in zip(F.unbind(1)[1:], V.unbind(1)[1:], strict=True):
+        P.append(_congruent(V_k, F_k, P[-1]))
+        products.append(torch.bmm(F_k, products[-1]))
+    carried, ends = [start], (a[-1].unflatten(0, (number, batch)).unbind(0) for a in (P, products))
+    for end, across in itertools.islice(zip(*ends, strict=True), number - 1):
+        carried.append(_congruent(end, across, carried[-1]))
+    across = torch.stack(products, 1)
+    blocks = torch.stack(P, 1) + across @ torch.cat(carried).unsqueeze(1) @ across.mT
+    return _one_after_another(blocks, batch)[:T]
+
+
+def _blocks_of(T: int) -> tuple[int, int]:
+    """Steps of a block, and the number of blocks."""
+    size = math.isqrt(T)
+    return size, -(-T // size)
+
+
+def _side_by_side(a: Tensor) -> Tensor:
+    """(T, batch, ., .) as blocks of time (number * batch, size, ., .); zeros fill the last one."""
+    T, (size, number) = len(a), _blocks_of(len(a))
+    a = a if number * size == T else torch.cat([a, a.new_zeros(number * size - T, *a.shape[1:])])
+    return a.unflatten(0, (number, size)).transpose(1, 2).flatten(0, 1)
+
+
+def _one_after_another(blocks: Tensor, batch: int) -> Tensor:
+    """Blocks of time (number * batch, size, ., .) as (number * size, batch, ., .)."""
+    return blocks.unflatten(0, (-1, batch)).transpose(1, 2).flatten(0, 1)
+
+
+def _constant(F: Tensor, v: Tensor, start: Tensor, reverse: bool = False) -> Tensor:
+    """h_1, ..., h_T of h_0 = start (batch, z, n) and h_t = F h_{t-1} + v_t, with one F (batch, z, z); or from the end."""
+    if len(v) > LOOP and start.numel() <= NARROW:
+        return _constant_doubled(F, v, start, reverse)
+    if len(v) > LOOP:
+        return _constant_blocks(F, v, start, reverse)
+    if not len(v):
+        return v
+    h = [start]
+    for v_t in reversed(v.unbind(0)) if reverse else v.unbind(0):
+        h.append(torch.baddbmm(v_t, F, h[-1]))
+    return torch.stack(h[:0:-1] if reverse else h[1:])
+
+
+def _constant_doubled(F: Tensor, v: Tensor, start: Tensor, reverse: bool) -> Tensor:
+    """:func:`_constant` in log T calls: what the last m steps put into h_t, plus F^m times the same of h_{t-m}, is 2 m."""
+    T, batch, z, n = v.shape
+    # Columns are steps, h_0 and then the others (in reverse the other way round), and before h_0 zeros to look back at.
+    zeros, steps = n << (T.bit_length() - 1), (T + 1) * n
+    at = 0 if reverse else zeros
+    h, other = v.new_zeros(2, batch, z, zeros + steps).unbind(0)
+    here, there = h.narrow(-1, at, steps), other.narrow(-1, at, steps)
+    columns = here.unflatten(-1, (T + 1, n))
+    columns.select(-2, T if reverse else 0).copy_(start)
+    columns.narrow(-2, 0 if reverse else 1, T).copy_(v.permute(1, 2, 0, 3))
+    power, m = F, n
+    while m < steps:
+        torch.baddbmm(here, power, h.narrow(-1, at + m if reverse else at - m, steps), out=there)
+        h, other, here, there, m = other, h, there, here, 2 * m
+        power = torch.bmm(power, power) if m < steps else power
+    if not math.isfinite(power.sum().item()):  # times the zeros before h_0
+        return _constant_blocks(F, v, start, reverse)
+    return here.unflatten(-1, (T + 1, n)).narrow(-2, 0 if reverse else 1, T).permute(2, 0, 1, 3)
+
+
+def _constant_blocks(F: Tensor, v: Tensor, start: Tensor, reverse: bool) -> Tensor:
+    """:func:`_constant` in blocks."""
+    if reverse:
+        return _constant_blocks(F, v.flip(0), start, False).flip(0)
+    T, batch, z, n = v.shape
     size = math.isqrt(T)
     number = -(-T // size)
     if number * size > T:

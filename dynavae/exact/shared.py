@@ -19,12 +19,13 @@ import math
 import torch
 from torch import Tensor
 
+from dynavae.exact._algebra import Congruence, bare, ordinary, symmetric
 from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact._riccati import STEADY, Covariances, covariances, difference
+from dynavae.exact._riccati import STEADY, Covariances, covariances, difference, is_steady
 from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
-from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
+from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence, solve
 
 CORES = {"m0": 1, "P0": 2, "A": 2, "Q": 2, "C": 2, "R": 2}
 
@@ -49,8 +50,7 @@ def log_density(c: Covariances, white: Tensor, columns: Columns, count: Tensor |
     """log p(x_t | x_1:t-1) of so many coordinates (T, B), from whitened errors."""
     quadratic = white.square().sum(-2).squeeze(1 if columns.of is None else 2)
     log_det = c.L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    log_det = columns.expand(log_det[..., None, None]).squeeze((-1, -2))
-    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - log_det
+    return -0.5 * (quadratic + math.log(2 * math.pi) * count) - columns.expand(log_det)
 
 
 def shared_filter(
@@ -67,11 +67,12 @@ def shared_filter(
         C, R = masked(C, R, seen)
         y, count = torch.where(observed, y, 0.0), observed.sum(-1).to(x.dtype)
     columns = Columns(of, T, B)
-    c = covariances(params.P0, params.A, params.Q, C, R, T)
-    V, Omega = transfer(c, params.A, C)
+    with bare():
+        c = covariances(params.P0, params.A, params.Q, C, R, T)
+        V, Omega = transfer(c, params.A, C)
+        W = V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
     start, driven = columns.split(params.m0.expand(1, B, -1))[0], None if f is None else columns.split(f)
     m, white = Innovations.apply(start, columns.gather(Omega), columns.split(y), driven)
-    W = V @ (c.P @ C.mT).mT  # L^-1 C P, so that K e = W' w
     mean = m + times(columns.gather(W).mT, white)
     return Filtered(
         columns.join(mean), columns.expand(c.P_f), columns.join(m), columns.expand(c.P),
@@ -81,9 +82,12 @@ def shared_filter(
 
 def transfer(c: Covariances, A: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """L^-1 and what takes (m_t, y_t) to (w_t, m_{t+1}), see :mod:`dynavae.exact._innovations`."""
-    V = torch.linalg.solve_triangular(c.L, torch.eye(c.L.shape[-1]).to(c.L).expand_as(c.L), upper=False)
+    eye = torch.eye(c.L.shape[-1], dtype=A.dtype, device=A.device)
+    V = torch.linalg.solve_triangular(c.L, eye.expand_as(c.L), upper=False)
     M = (c.K.mT @ A.mT).mT
-    return V, torch.cat([torch.cat([-V @ C, V], -1), torch.cat([A - M @ C, M], -1)], -2)
+    error = torch.cat([-C, eye.expand(*C.shape[:-1], -1)], -1)  # y - C m of (m, y)
+    kept = torch.nn.functional.pad(A, (0, len(eye), len(eye), 0))
+    return V, torch.cat([V, M], -2) @ error + kept
 
 
 def masked(C: Tensor, R: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,13 +129,16 @@ class Columns:
 
     def expand(self, a: Tensor) -> Tensor:
         """(N, U, ...) of each step and sequence: (T, B, ...)."""
-        return stretched(self.gather(a), len(a) - 1, self.T).expand(-1, self.B, *a.shape[2:])
+        return ordinary(stretched(self.gather(a), len(a) - 1, self.T)).expand(-1, self.B, *a.shape[2:])
 
 
 def stretched(a: Tensor, t: int, T: int) -> Tensor:
     """What is constant in the middle, with its value at t repeated until there are T."""
     missing = T - len(a)
-    return torch.cat([a[: t + 1], a[t : t + 1].expand(missing, *a.shape[1:]), a[t + 1 :]]) if missing else a
+    if not missing:
+        return a
+    repeated = a[t : t + 1].expand(missing, *a.shape[1:])
+    return torch.cat([a, repeated] if t + 1 == len(a) else [a[: t + 1], repeated, a[t + 1 :]])
 
 
 def one_for_all(filtered: Filtered) -> bool:
@@ -144,47 +151,79 @@ def one_for_all(filtered: Filtered) -> bool:
 def shared_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     """Smooth what was filtered."""
     T, B, z = filtered.mean.shape
+    if T == 1:
+        nothing = filtered.covariance[1:]
+        return Smoothed(filtered.mean, filtered.covariance, nothing, nothing)
     p, one = plain(params), one_for_all(filtered)
     P_f, P_ = filtered.covariance, filtered.predicted_covariance
     P_f, P_ = (P_f[:, :1], P_[:, :1]) if one else (P_f, P_)
     tracked = torch.is_grad_enabled() and any(a.requires_grad for a in (P_f, P_, p.A, p.Q))
-    N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
-    N = max(min(N, T - 1), 1)
-    # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
-    G, V = reversed_kernel(p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1]))
-    m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
-    if T == 1:
-        mean, P, cross = m, P_f, P_f[1:]
-    else:
-        mean = linear_recurrence(G, torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]]), reverse=True)
-        P = _smoothed_covariances(G, V, P_f[-1:], T)  # the first N, and some before the end
+    with bare():
+        N = T if tracked else _distinct(P_f, P_)  # the derivative of a steady state is not steady as soon
+        N = min(N, T - 1)
+        # A step more than the distinct ones: the last gain, that of the steady state, is repeated.
+        G, V = reversed_kernel(
+            p, filtered._replace(covariance=P_f[: N + 1], predicted_covariance=P_[: N + 1])
+        )
+        P = _smoothed_covariances(G, V, P_, P_f[-1:], T)  # the first N, and some before the end
         repeated = len(P) - 1 - N
-        cross = stretched(P[1:] @ stretched(G, N - 1, N + repeated).mT, N - 1, T - 1)
-        P, G = stretched(P, N - 1, T), stretched(G, N - 1, T - 1)
-    G, P, cross = (a.expand(len(a), B, z, z) for a in (G, P, cross))
+        cross = P[1:] @ stretched(G, N - 1, N + repeated).mT
+    m, m_ = (a.mT.unsqueeze(1) if one else a.unsqueeze(-1) for a in (filtered.mean, filtered.predicted_mean))
+    driven = torch.cat([m[:-1] - times(G, m_[1:]), m[-1:]])
+    mean = (linear_recurrence if torch.is_grad_enabled() else solve)(G, driven, reverse=True)
+    P, G, cross = (
+        ordinary(stretched(a, N - 1, length)).expand(-1, B, z, z)
+        for a, length in ((P, T), (G, T - 1), (cross, T - 1))
+    )
     return Smoothed(mean.squeeze(1).mT if one else mean.squeeze(-1), P, G, cross)
 
 
 def _distinct(P_f: Tensor, P_: Tensor) -> int:
     """The number of steps after which nothing changes any more."""
-    changes = ((P_f[1:] != P_f[:-1]) | (P_[1:] != P_[:-1])).flatten(1).any(1).nonzero()
-    return int(changes[-1]) + 2 if len(changes) else 1
+    changed = (P_f[1:] != P_f[:-1]).logical_or_(P_[1:] != P_[:-1]).flatten(1)
+    # Eight flags are read as one number: that is the faster way to find the last.
+    words = changed.view(torch.int64) if changed.shape[1] % 8 == 0 else changed.any(1, keepdim=True)
+    steps = words.nonzero()
+    return int(steps[-1, 0]) + 2 if len(steps) else 1
 
 
-def _smoothed_covariances(G: Tensor, V: Tensor, last: Tensor, T: int) -> Tensor:
+def _smoothed_covariances(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, T: int) -> Tensor:
     r"""P_{t|T} of the first N steps, of which there are gains, and of as many before the end as differ from that of step N.
 
     With one gain, m steps further from the end the covariances are :math:`G^m P (G^m)^\top + S_m`, so each doubling of m
     gives as many as there are.
     """
-    N, F, tolerance = len(G), G[-1].squeeze(0), STEADY * torch.finfo(V.dtype).eps
+    N, tolerance = len(G), STEADY * torch.finfo(V.dtype).eps
     # From the end on, and behind them S_m, of which the same steps make the double.
-    P = torch.cat([last, V[-1:]]).squeeze(1)
-    while len(P) < T - N + 2:
-        P = torch.cat([P[:-1], (P @ F.mT).mT @ F.mT + P[-1:]])
-        F = F @ F
-        if len(P) > 64 and bool(difference(P[-2:-1], P[-3:-2]) <= tolerance):
-            break
+    P, steps, steady = torch.cat([last, V[-1:]]).squeeze(1), Congruence(G[-1].squeeze(0)), False
+    while len(P) < T - N + 2 and not steady:
+        P = torch.cat([P[:-1], steps(P, P[-1])])
+        steps.square()
+        steady = len(P) > 64 and is_steady(P[:-1], steps.squared_norm())
     P = P[:-1][: T - N + 1].flip(0).view(-1, *last.shape[1:])  # of steps N, ..., T, or fewer
-    ends = torch.cat([V[:-1], P[:1]])
-    return torch.cat([congruence_recurrence(G, ends, reverse=True)[:-1], P])
+    far = steady and G.shape[1] == 1 and not V.requires_grad
+    early = _far_from_the_end(G[:-1], V[:-1], P_[:N], P[:1], tolerance) if far else None
+    if early is None:
+        early = congruence_recurrence(G, torch.cat([V[:-1], P[:1]]), reverse=True)[:-1]
+    return torch.cat([early, P])
+
+
+def _far_from_the_end(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, tolerance: float) -> Tensor | None:
+    r"""P_{1|T}, ..., P_{N-1|T} from `last`, P_{N|T}, if what later observations say of the state is the same at all steps.
+
+    That is a precision, :math:`P_{t|T}^{-1} = P_{t|t-1}^{-1} + \Lambda`. These candidates are put through a step of the
+    recursion, all at once; None unless each then leads to the one before, to rounding.
+    """
+    if len(G) < 2:
+        return None
+    P, P_N = P_[:-1].flatten(0, 1), P_[-1, 0]
+    information, _ = torch.linalg.inv_ex(torch.stack([P_N, last[0, 0]]))
+    Lambda = symmetric(information[1] - information[0])
+    inverse, _ = torch.linalg.inv_ex(P @ Lambda + torch.eye(len(P_N), dtype=P.dtype, device=P.device))
+    candidates, G, V, last = torch.bmm(inverse, P), G.flatten(0, 1), V.flatten(0, 1), last[0]
+    for _ in range(3):
+        found = symmetric(torch.baddbmm(V, torch.bmm(G, torch.cat([candidates[1:], last])), G.mT))
+        if bool((difference(found, candidates) <= 4 * tolerance).all()):
+            return found.unsqueeze(1)
+        candidates = found
+    return None
