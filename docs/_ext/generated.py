@@ -182,11 +182,10 @@ def video() -> str:
                     ),
                     f"{of[0]['parameters']:,}" if seeds else "–",
                     str(of[0]["epochs"]) if seeds else "–",
-                    ", ".join(str(len(r.get("starts", [0]))) for r in seeds.values()) if seeds else "–",
                     ", ".join(map(str, seeds)) if seeds else "–",
                 ]
             )
-        heads = (data, *gaps, "−ELBO", "R² of the position", "parameters", "epochs", "starts", "seeds")
+        heads = (data, *gaps, "−ELBO", "R² of the position", "parameters", "epochs", "seeds")
         keys = ("split", "data_sha256", "videos", "bound", "paths", "hardware")
         out.append(markdown(heads, rows) + "\n" + facts([r for r in own if r["neg_elbo"] is not None], keys))
     return "\n".join(out)
