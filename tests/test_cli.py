@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,14 @@ def test_bad_bounds_and_horizons_get_a_sentence(fitted, capsys):
     assert "bound should be one of" in run(["evaluate", fitted, "--bounds", "[vae]"], capsys)[2]
     assert "no sequence of test is longer than 99" in run(["forecast", fitted, "--horizon", "99"], capsys)[2]
     assert "hide is a share" in run(["impute", fitted, "--hide", "2"], capsys)[2]
+
+
+def test_the_package_is_a_program():
+    """`python -m dynavae`, with its exit status."""
+    command = [sys.executable, "-m", "dynavae"]
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == f"dynavae {dynavae.__version__}"
+    assert subprocess.run([*command, "nothing"], capture_output=True).returncode == 2
 
 
 def test_help_and_version(capsys):
