@@ -294,7 +294,9 @@ def impute(
     xs, means, masks, lengths = [], [], [], torch.zeros(src.size, dtype=torch.long)
     with evaluating(model):
         for rows, batch in batches(model, src):
-            run, lines = paths(model, batch, samples, seed, rows, reweight, resampling, True, model.bridges)
+            run, lines = paths(
+                model, batch, samples, seed, rows, reweight, resampling, draw_x=True, across=model.bridges
+            )
             hidden = ~batch.valid.unsqueeze(-1)
             mean = run.p_x.mean.expand(*run.z.shape[:3], -1)
             data_x = run.x if run.x is not None else batch.x.transpose(0, 1).unsqueeze(1).expand_as(mean)
