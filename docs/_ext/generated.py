@@ -114,6 +114,8 @@ def speed() -> str:
     out = []
     for threads in sorted({r["threads"] for r in records}, reverse=True):
         own = [r for r in records if r["threads"] == threads and r["task"] in ("train", "infer")]
+        models = list(dict.fromkeys(r["model"] for r in own))
+        own.sort(key=lambda r: (models.index(r["model"]), r["steps"], r["batch"]))
         rows = [
             [
                 r["task"],
