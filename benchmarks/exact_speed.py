@@ -7,10 +7,11 @@ at random, others in each sequence: NaN for us and statsmodels; dynamax has no m
 there (its likelihood is then off by a constant). Everybody starts from arrays
 in memory and returns all moments of all sequences, and, for the gradient, the gradient of the summed log-likelihood
 with respect to m0, P0, A, Q, C, R. dynamax (JAX) is jitted over the batch (vmap), which shares covariances too, and
-its compilation is not counted. statsmodels and filterpy have no batches: a loop over sequences; and no gradient:
-central differences of statsmodels' log-likelihood, timed as two per free entry, from two evaluations. The
-pykalman-like rival is the textbook recursion in NumPy. Rivals whose single run takes longer than --slow seconds run
-once. Others are interleaved with ours, and medians are compared. `memory` is the peak increase of resident memory in
+its compilation is not counted, and neither is ours by Numba; "dynavae without Numba" is what a user without it has.
+statsmodels and filterpy have no batches: a loop over sequences; and no gradient: central differences of statsmodels'
+log-likelihood, timed as two per free entry, from two evaluations. The pykalman-like rival is the textbook recursion in
+NumPy. Rivals whose single run takes longer than --slow seconds run once. Others are interleaved with ours, and medians
+are compared. `memory` is the peak increase of resident memory in
 MiB of one call, after one on little data, in a fresh process (Linux). The process that is timed keeps freed memory, for
 everybody, as one that runs `dynavae.fit` does; else the time of pages that the kernel clears is a matter of who ran before.
 
@@ -31,6 +32,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
 
@@ -38,6 +40,7 @@ import numpy as np
 import torch
 
 from dynavae.allocator import keep_freed_memory
+from dynavae.exact import compiled
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.likelihood import log_likelihood
 
@@ -75,6 +78,19 @@ def ours(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
         return torch.autograd.grad(log_likelihood(LinearGaussian(*free), data).sum(), free)
 
     return {"filter+smoother": smooth, "filter+gradient": gradient}
+
+
+def torch_alone(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
+    """Ours where Numba is not installed."""
+
+    def without(run: Run) -> Run:
+        def call() -> object:
+            with mock.patch.object(compiled, "installed", return_value=False):
+                return run()
+
+        return call
+
+    return {task: without(run) for task, run in ours(p, x).items()}
 
 
 def dynamax(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
@@ -174,7 +190,13 @@ def numpy_loop(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
 
 
 WITHOUT_GAPS = ("filterpy", "numpy loop")
-RIVALS = {"dynamax": dynamax, "statsmodels": statsmodels, "filterpy": filterpy, "numpy loop": numpy_loop}
+RIVALS = {
+    "dynavae without Numba": torch_alone,
+    "dynamax": dynamax,
+    "statsmodels": statsmodels,
+    "filterpy": filterpy,
+    "numpy loop": numpy_loop,
+}
 
 
 def data(B: int, T: int, d: int, missing: float = 0.0) -> np.ndarray:
@@ -236,7 +258,7 @@ def compare(size: Size, repeats: int, slow: float) -> list[dict[str, Any]]:
         times: dict[str, list[float]] = {}
         for name, tasks in runs.items():
             if task in tasks:
-                quick = name in ("dynavae", "dynamax")
+                quick = name.startswith("dyna")
                 if quick:
                     tasks[task]()  # compile, warm up
                 times[name] = [seconds(tasks[task])]
@@ -261,7 +283,7 @@ def _size(record: dict[str, Any]) -> Size:
 
 def versions() -> dict[str, str]:
     found = {}
-    for name in ("torch", "jax", "dynamax", "statsmodels", "filterpy", "numpy"):
+    for name in ("torch", "numba", "jax", "dynamax", "statsmodels", "filterpy", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

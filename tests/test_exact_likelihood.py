@@ -9,7 +9,7 @@ import torch
 
 import dynavae
 from dynavae import HMM, LGSSM, Sequences
-from dynavae.exact import kalman
+from dynavae.exact import compiled, kalman
 from dynavae.exact._patterned import groups
 from dynavae.exact.likelihood import log_likelihood
 from dynavae.exact.local_level import local_level
@@ -55,6 +55,7 @@ def shared_gaps():
     return observed
 
 
+needs_numba = pytest.mark.skipif(not compiled.installed(), reason="Numba is not installed")
 MASKS = [complete_data, ragged, gaps, shared_gaps]
 
 
@@ -62,14 +63,16 @@ def data():
     return torch.randn(T, B, X).requires_grad_(), torch.randn(T, B, U).requires_grad_()
 
 
+@pytest.mark.parametrize("numba", [False, pytest.param(True, marks=needs_numba)])
 @pytest.mark.parametrize("mask", MASKS)
-def test_value_and_gradient_are_those_of_the_kalman_filter(mask):
+def test_value_and_gradient_are_those_of_the_kalman_filter(mask, numba, monkeypatch):
+    monkeypatch.setattr(compiled, "installed", lambda: numba)
     params, (x, control), observed, weights = parameters(), data(), mask(), torch.randn(B)
     inputs = [*params, x, control]
     names = [*params._fields, "x", "control"]
     results = []
     for value in (
-        kalman.kalman_filter(params, x, observed, control).log_likelihood.sum(0),
+        kalman.kalman_filter(params, x, observed, control, method="joseph").log_likelihood.sum(0),
         log_likelihood(params, x, observed, control),
     ):
         gradients = torch.autograd.grad((weights * value).sum(), inputs)
@@ -89,7 +92,9 @@ def test_sequences_that_miss_the_same_share_covariances():
         assert group.number == patterns.shape[1] == number, mask.__name__
 
 
-def test_it_is_accurate_in_float32():
+@pytest.mark.parametrize("numba", [False, pytest.param(True, marks=needs_numba)])
+def test_it_is_accurate_in_float32(numba, monkeypatch):
+    monkeypatch.setattr(compiled, "installed", lambda: numba)
     params, (x, control), observed = parameters(), data(), gaps()
     single = kalman.LinearGaussian(*(a.detach().float().requires_grad_() for a in params))
     value = log_likelihood(single, x.float(), observed, control.float())

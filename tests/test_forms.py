@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -11,19 +13,25 @@ from hypothesis import strategies as st
 from test_kalman import Problem, dense_joint, random_problem
 from torch import Tensor
 
-from dynavae.exact import _riccati, kalman, recurrence, shared
+from dynavae.exact import _riccati, compiled, forms, kalman, recurrence, shared
 from dynavae.exact._algebra import Congruence
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
 from dynavae.exact.scan import associative_scan
+from dynavae.tree import tree_map
 
 close = torch.testing.assert_close
-GENERAL = ["joseph", "square_root", "parallel"]
+numba = pytest.mark.skipif(not compiled.installed(), reason="Numba is not installed")
+GENERAL = ["joseph", "square_root", "parallel", pytest.param("compiled", marks=numba)]
+AUTO = ["auto", "auto without Numba"]
 
 
 def run(problem: Problem, method: str) -> tuple[kalman.Filtered, kalman.Smoothed]:
-    filtered = kalman_filter(*problem, method=method)
-    return filtered, kalman_smoother(problem.params, filtered, method=method)
+    without = mock.patch.object(compiled, "installed", return_value=False)
+    with without if method == AUTO[1] else contextlib.nullcontext():
+        method = "auto" if method in AUTO else method
+        filtered = kalman_filter(*problem, method=method)
+        return filtered, kalman_smoother(problem.params, filtered, method=method)
 
 
 def constant(problem: Problem) -> Problem:
@@ -194,7 +202,7 @@ def test_every_form_has_the_gradient_of_the_joseph_form(method, seed, T, B, Z, X
         close(ours, theirs, atol=1e-8 * scale, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("method", ["shared", "auto"])
+@pytest.mark.parametrize("method", ["shared", *GENERAL[3:], *AUTO])
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 999), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
@@ -255,7 +263,7 @@ def test_what_was_computed_without_a_gradient_can_enter_one(T, gaps):
     if not gaps:
         problem = problem._replace(observed=torch.ones_like(problem.observed))
     with torch.no_grad():
-        results = run(problem, "auto")
+        results = run(problem, AUTO[1])
     for value in (a for result in results for a in result if isinstance(a, Tensor)):
         assert not value.is_inference()
         factor = torch.ones((), dtype=value.dtype, requires_grad=True)
@@ -298,7 +306,7 @@ def test_gradcheck(method):
     assert torch.autograd.gradcheck(moments, [v.detach().clone().requires_grad_() for v in inputs])
 
 
-@pytest.mark.parametrize("method", ["auto", *GENERAL])
+@pytest.mark.parametrize("method", [*AUTO, *GENERAL])
 def test_what_is_not_observed_enters_nothing(method):
     problem = random_problem(9)
     expected = everything(problem, method)
@@ -328,7 +336,7 @@ def singular(T: int = 12, B: int = 2) -> Problem:
     return Problem(params, x, observed, torch.zeros(T, B, 1, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("method", ["auto", *GENERAL])
+@pytest.mark.parametrize("method", [*AUTO, *GENERAL])
 def test_singular_covariances(method):
     problem = singular()
     filtered, smoothed = run(problem, method)
@@ -421,6 +429,22 @@ def test_refusals():
         ValueError, match=r"C Q C' \+ R, which the parallel form needs, is not positive definite"
     ):
         kalman_filter(fixed, x, observed, control, method="parallel")
+    if compiled.installed():
+        with pytest.raises(
+            ValueError, match=r"S_t = C P C' \+ R is not positive definite at t=0, sequence 1"
+        ):
+            bad = params._replace(P0=torch.stack([params.P0, -9 * params.P0, params.P0]))
+            kalman_filter(bad, x, torch.ones_like(observed), control, method="compiled")
+        indefinite = filtered.predicted_covariance.clone()
+        indefinite[3, 2] *= -1
+        wrong = filtered._replace(predicted_covariance=indefinite)
+        with pytest.raises(
+            ValueError, match=r"P_\{t\+1\|t\} = .* not positive semidefinite at t=3, sequence 2"
+        ):
+            kalman_smoother(params, wrong, method="compiled")
+    with mock.patch.object(compiled, "installed", return_value=False):
+        with pytest.raises(ValueError, match=r"method='compiled' needs tensors on a CPU, and Numba \(pip"):
+            kalman_filter(params, x, observed, control, method="compiled")
     varied = "but params.m0 is not"
     with pytest.raises(ValueError, match=rf"method='shared' needs a model that is the same .*{varied}"):
         kalman_filter(params, x, observed, control, method="shared")
@@ -432,3 +456,61 @@ def test_refusals():
         ).mean.sum()
         (first,) = torch.autograd.grad(total, P0, create_graph=True)
         first.sum().backward()
+
+
+@numba
+def test_compiled_computes_in_float64():
+    problem = random_problem(4, T=40)
+    single = tree_map(lambda a: a.float() if a.is_floating_point() else a, problem)
+    exact = run(tree_map(lambda a: a.double() if a.is_floating_point() else a, single), "joseph")
+    for ours, theirs in zip(run(single, "compiled"), exact, strict=True):
+        assert ours.mean.dtype == torch.float32
+        for name, a, b in zip(type(ours)._fields[:4], ours, theirs, strict=False):
+            close(a, b.float(), rtol=2e-6, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@numba
+@pytest.mark.parametrize("share", [False, True])
+def test_compiled_in_threads_is_compiled_in_one(share, monkeypatch):
+    """Parameters that sequences share have a gradient from each thread."""
+    problem = random_problem(6, T=5, B=5)
+    problem = constant(problem) if share else problem
+    alone, grads = everything(problem, "compiled"), gradients(problem, "compiled")
+    bad = problem.params._replace(P0=torch.stack([problem.params.P0 * sign for sign in (1, 1, -9, 1, -9)]))
+    seen = torch.ones_like(problem.observed)
+    monkeypatch.setattr(compiled, "PART", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    close(everything(problem, "compiled"), alone, rtol=1e-14, atol=0)
+    for ours, theirs in zip(gradients(problem, "compiled"), grads, strict=True):
+        close(ours, theirs, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="at t=0, sequence 2"):
+        kalman_filter(bad, problem.x, seen, problem.control, method="compiled")
+
+
+def test_the_form_that_auto_takes():
+    eye = torch.eye(4)
+    walk = LinearGaussian(torch.zeros(4), eye, eye, eye, eye[:2], eye[:2, :2])
+    varied = walk._replace(A=eye.expand(1000, 1, 4, 4))
+    large = LinearGaussian(*(torch.zeros(40), *[torch.eye(40)] * 5))
+    observed = torch.ones(1000, 64, 2, dtype=torch.bool)
+    assert forms.patterns(observed) == 1
+    observed[:500, 7] = observed[3:, 9, 1] = False
+    assert forms.patterns(observed) == 3
+    with mock.patch.object(compiled, "installed", return_value=True):
+        assert forms.choose(walk, 1000, 1) == forms.choose(varied, 1000, 64) == "compiled"
+        assert [forms.choose(walk, 1000, 64, patterns) for patterns in (1, 3, 64)] == [
+            "shared",
+            "shared",
+            "compiled",
+        ]
+        assert forms.choose(large, 9, 64, 64) == "joseph"
+        with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
+            assert forms.choose(walk, 1000, 1) == "shared"
+    with mock.patch.object(compiled, "installed", return_value=False):
+        found = [
+            forms.choose(walk, 1000, 1),
+            forms.choose(walk, 9, 1),
+            forms.choose(varied, 1000, 1),
+            forms.choose(varied, 9, 1),
+        ]
+        assert found == ["shared", "joseph", "parallel", "joseph"]

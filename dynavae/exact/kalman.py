@@ -85,8 +85,8 @@ def kalman_filter(
         x: observations; NaN is missing.
         observed: False where missing or padded; default: where x is not NaN.
         control: u_t, if the model has B or D; finite everywhere.
-        method: form of the computation, all with the same results: "joseph", "square_root", "parallel", "shared", or
-            "auto", which chooses by :func:`dynavae.exact.forms.choose`.
+        method: form of the computation, all with the same results: "joseph", "square_root", "parallel", "shared",
+            "compiled", or "auto", which chooses by :func:`dynavae.exact.forms.choose`.
 
     Raises:
         ValueError: for shapes or dtypes that do not fit, an observed value that is not finite, an unknown method or one

@@ -1,9 +1,11 @@
 r"""The log-likelihood of the linear-Gaussian state-space model with a gradient of its own, for training.
 
-The value is that of :func:`~dynavae.exact.kalman.kalman_filter`. The gradient is the adjoint of the filter written out, with
-the covariances shared by sequences that miss the same values: the means need one recursion backward in time, and so do the
-covariances, :math:`\Lambda_t = \Phi_t^\top \Lambda_{t+1} \Phi_t + \partial_{P_t}` with :math:`\Phi_t = A (I - K_t C)`; all
-else is done for all steps at once, without a factorisation. Everything is computed in float64.
+The value is that of :func:`~dynavae.exact.kalman.kalman_filter`, and so is the gradient where that is compiled
+(:mod:`dynavae.exact.compiled`: small problems, on a CPU with Numba). Else the gradient is the adjoint of the filter written
+out, with the covariances shared by sequences that miss the same values: the means need one recursion backward in time, and
+so do the covariances, :math:`\Lambda_t = \Phi_t^\top \Lambda_{t+1} \Phi_t + \partial_{P_t}` with
+:math:`\Phi_t = A (I - K_t C)`; all else is done for all steps at once, without a factorisation. Everything is computed in
+float64.
 
 References: Koopman and Shephard, Exact Score for Time Series Models in State Space Form, 1992. De Jong, Smoothing and
 Interpolation with the State-Space Model, 1989.
@@ -18,6 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dynavae.exact import forms
 from dynavae.exact._algebra import symmetric
 from dynavae.exact._entry import entry
 from dynavae.exact._innovations import adjoints, means, times
@@ -57,6 +60,8 @@ def log_likelihood(
     observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
     p, complete = plain(params), bool(observed.all())
+    if forms.choose(p, T, B, 1 if complete else groups(observed)[0].number) == "compiled":
+        return forms.run_filter("compiled", params, x, observed, f, g).log_likelihood.sum(0)
     y = x if complete else torch.where(observed, x, 0.0)
     if params.D is not None or params.d is not None:
         y = y - g if complete else torch.where(observed, y - g, 0.0)

@@ -1,0 +1,233 @@
+r"""The adjoints of the recursions of :mod:`dynavae.exact._kernels`, as loops that Numba compiles.
+
+`of_a` and `ab` (a bar) are derivatives with respect to a of what is differentiated in the end. Numba's cache does not notice
+when a function of the other module changes: touch this file, too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dynavae.exact._kernels import (
+    Array,
+    _copy,
+    _gain,
+    _helper,
+    _kernel,
+    _regular_cholesky,
+    _solve_rows,
+    _take,
+    _times,
+    _transposed_times,
+    mask,
+    matrix,
+    vector,
+)
+
+
+@_helper
+def _add_symmetric(source: Array, out: Array) -> None:
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            out[i, j] += 0.5 * (source[i, j] + source[j, i])
+
+
+@_kernel(
+    *[matrix] * 4, *[vector] * 1, mask, *[vector, matrix] * 2,
+    *[vector, matrix] * 2, "float64[:,:]",
+    "float64[:,:]", vector, *[matrix] * 4, *[vector] * 2,
+)  # fmt: skip
+def filter_adjoint(
+    first: int, last: int,
+    A: Array, Q: Array, C: Array, R: Array, y: Array, seen: Array,
+    mean: Array, covariance: Array, predicted_mean: Array, predicted_covariance: Array,
+    of_mean: Array, of_covariance: Array, of_predicted_mean: Array, of_predicted_covariance: Array, of_value: Array,
+    of_m0: Array, of_P0: Array, of_A: Array, of_Q: Array, of_C: Array, of_R: Array, of_f: Array, of_y: Array,
+) -> int:  # fmt: skip
+    r"""Add to the last eight the derivatives of what the five adjoints before them weigh.
+
+    Of :math:`m_{t|t} = m_{t|t-1} + P C' v`, :math:`P_{t|t} = P - P C' S^{-1} C P` and
+    :math:`-\tfrac12 (e' v + \log |S|)` with :math:`v = S^{-1} e`.
+    """
+    T, B, x = y.shape
+    z = mean.shape[2]
+    of_m0_, of_P0_ = np.empty((B, z)), np.empty((B, z, z))  # of_m0 may be one array for all sequences
+    mb, e, v, h, index = np.empty(z), np.empty(x), np.empty(x), np.empty(x), np.empty(x, np.int64)
+    Pb, P, F, FP, X = (
+        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z))
+    )  # fmt: skip
+    H, V, S, L, eye, W = (
+        np.empty((x, z)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x))
+    )  # fmt: skip
+    Sb, U = np.empty((x, x)), np.empty((x, x))
+    PC, K, PK, PCb = np.empty((z, x)), np.empty((z, x)), np.empty((z, x)), np.empty((z, x))
+    for t in range(T - 1, -1, -1):
+        for b in range(first, last):
+            nb, Nb = of_m0_[b], of_P0_[b]  # of the prediction of z_t+1, then of z_t
+            for i in range(z):
+                mb[i] = of_mean[t, b, i]
+                for j in range(z):
+                    Pb[i, j] = 0.5 * (of_covariance[t, b, i, j] + of_covariance[t, b, j, i])
+            if t < T - 1:
+                _copy(A[t + 1, b], F)
+                _copy(covariance[t, b], P)
+                _times(F, P, FP, z, z, z)
+                _times(Nb, F, X, z, z, z)
+                for i in range(z):
+                    of_f[t + 1, b, i] += nb[i]
+                    for j in range(z):
+                        s = nb[i] * mean[t, b, j]
+                        for a in range(z):
+                            s += 2 * Nb[i, a] * FP[a, j]
+                        of_A[t + 1, b, i, j] += s
+                        of_Q[t + 1, b, i, j] += Nb[i, j]
+                        mb[i] += F[j, i] * nb[j]
+                        s = 0.0
+                        for a in range(z):
+                            s += F[a, i] * X[a, j]
+                        Pb[i, j] += s
+            k = _take(C[t, b], R[t, b], seen[t, b], index, H, V)
+            _copy(predicted_covariance[t, b], P)
+            if k > 0:
+                _gain(P, H, V, PC, S, L, K, z, k)
+                for a in range(k):
+                    for c in range(k):
+                        eye[a, c] = 1.0 if a == c else 0.0
+                    s = y[t, b, index[a]]
+                    for j in range(z):
+                        s -= H[a, j] * predicted_mean[t, b, j]
+                    e[a] = s
+                _solve_rows(L, eye, W, k, k)  # S^-1
+                _times(Pb, K, PK, z, z, k)
+                _transposed_times(K, PK, U, k, z, k)
+                value = of_value[t, b]
+                for a in range(k):
+                    s = 0.0
+                    for c in range(k):
+                        s += W[a, c] * e[c]
+                    v[a] = s
+                    s = 0.0
+                    for i in range(z):
+                        s += K[i, a] * mb[i]
+                    h[a] = s
+                for a in range(k):
+                    for c in range(k):
+                        Sb[a, c] = (
+                            U[a, c]
+                            - 0.5 * value * (W[a, c] - v[a] * v[c])
+                            - 0.5 * (h[a] * v[c] + h[c] * v[a])
+                        )
+                    e[a] = h[a] - value * v[a]  # the adjoint of e
+                for i in range(z):
+                    for a in range(k):
+                        s = mb[i] * v[a] - 2 * PK[i, a]
+                        for c in range(k):
+                            s += H[c, i] * Sb[c, a]
+                        PCb[i, a] = s
+                for a in range(k):
+                    of_y[t, b, index[a]] += e[a]
+                    for j in range(z):
+                        s = -e[a] * predicted_mean[t, b, j]
+                        for c in range(k):
+                            s += Sb[a, c] * PC[j, c]
+                        for i in range(z):
+                            s += PCb[i, a] * P[i, j]
+                        of_C[t, b, index[a], j] += s
+                    for c in range(k):
+                        of_R[t, b, index[a], index[c]] += Sb[a, c]
+                for i in range(z):
+                    for a in range(k):
+                        mb[i] -= H[a, i] * e[a]
+                    for j in range(z):
+                        s = 0.0
+                        for a in range(k):
+                            s += PCb[i, a] * H[a, j] + PCb[j, a] * H[a, i]
+                        Pb[i, j] += 0.5 * s
+            _copy(Pb, Nb)
+            _add_symmetric(of_predicted_covariance[t, b], Nb)
+            for i in range(z):
+                nb[i] = mb[i] + of_predicted_mean[t, b, i]
+    for b in range(first, last):
+        for i in range(z):
+            of_m0[b, i] += of_m0_[b, i]
+            for j in range(z):
+                of_P0[b, i, j] += of_P0_[b, i, j]
+    return 0
+
+
+@_kernel(
+    matrix, *[vector, matrix] * 3, matrix, *[vector, matrix], *[matrix] * 2, matrix, *[vector, matrix] * 2
+)
+def smoother_adjoint(
+    first: int, last: int,
+    A: Array, mean: Array, covariance: Array, predicted_mean: Array, predicted_covariance: Array,
+    smoothed_mean: Array, smoothed_covariance: Array, gain: Array,
+    of_mean: Array, of_covariance: Array, of_gain: Array, of_cross: Array,
+    to_A: Array, to_mean: Array, to_covariance: Array, to_predicted_mean: Array, to_predicted_covariance: Array,
+) -> int:  # fmt: skip
+    r"""Add to the last five the derivatives of what the four adjoints before them weigh; the arrays of moments hold zeros.
+
+    Of :math:`m_{t|T} = m_{t|t} + G (m_{t+1|T} - m_{t+1|t})`, :math:`P_{t|T} = P_{t|t} + G (P_{t+1|T} - P_{t+1|t}) G'`,
+    :math:`P_{t+1|T} G'` and :math:`G = P_{t|t} A' P_{t+1|t}^{-1}`.
+    """
+    T, _, z = mean.shape
+    mb, d = np.empty(z), np.empty(z)
+    Pb, P, F, L, G, D, X, Gb, Y = (
+        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)),
+        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)),
+    )  # fmt: skip
+    for t in range(T):
+        for b in range(first, last):
+            # What came from step t - 1 is already there.
+            _add_symmetric(of_covariance[t, b], to_covariance[t, b])
+            _copy(to_covariance[t, b], Pb)
+            for i in range(z):
+                to_mean[t, b, i] += of_mean[t, b, i]
+                mb[i] = to_mean[t, b, i]
+            if t == T - 1:
+                continue
+            _copy(A[t + 1, b], F)
+            _copy(gain[t, b], G)
+            _copy(smoothed_covariance[t + 1, b], P)
+            _copy(predicted_covariance[t + 1, b], D)
+            _regular_cholesky(D, L, z)
+            for i in range(z):
+                d[i] = smoothed_mean[t + 1, b, i] - predicted_mean[t + 1, b, i]
+                for j in range(z):
+                    D[i, j] = P[i, j] - D[i, j]
+            _times(Pb, G, X, z, z, z)
+            for i in range(z):
+                for j in range(z):
+                    s = mb[i] * d[j] + of_gain[t, b, i, j]
+                    for a in range(z):
+                        s += 2 * X[i, a] * D[a, j] + of_cross[t, b, a, i] * P[a, j]
+                    Gb[i, j] = s
+            _transposed_times(G, X, Pb, z, z, z)  # of P_{t+1|T} - P_{t+1|t}
+            for i in range(z):
+                s = 0.0
+                for j in range(z):
+                    s += G[j, i] * mb[j]
+                d[i] = s
+            _solve_rows(L, Gb, X, z, z)  # of P A'
+            _times(X, F, Gb, z, z, z)
+            _transposed_times(G, X, Y, z, z, z)
+            _copy(covariance[t, b], D)
+            for i in range(z):
+                to_predicted_mean[t + 1, b, i] -= d[i]
+                to_mean[t + 1, b, i] += d[i]
+                for j in range(z):
+                    to_covariance[t, b, i, j] += 0.5 * (Gb[i, j] + Gb[j, i])
+                    to_predicted_covariance[t + 1, b, i, j] -= Pb[i, j] + 0.5 * (Y[i, j] + Y[j, i])
+                    s = 0.0
+                    for a in range(z):
+                        s += X[a, i] * D[a, j]
+                    to_A[t + 1, b, i, j] += s
+            for i in range(z):
+                for j in range(z):
+                    s = 0.0
+                    for a in range(z):
+                        s += of_cross[t, b, i, a] * G[a, j]
+                    Y[i, j] = s
+            _add_symmetric(Y, to_covariance[t + 1, b])
+            _add_symmetric(Pb, to_covariance[t + 1, b])
+    return 0
