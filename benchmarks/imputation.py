@@ -306,6 +306,8 @@ CANDIDATES: dict[tuple[str, str], list[dict[str, Any]]] = {
     ("physionet", "LGSSM"): [
         *(by_gradient(35, "local_level", epochs=8, batch_size=64, lr=lr) for lr in (1e-3, 2e-3, 4e-3)),
         by_gradient(20, "random", epochs=16, batch_size=64, lr=1e-2),
+        by_em(35, "local_level", 40),
+        by_em(20, "data", 80),
     ],
     ("pm25", "DKF"): [
         dkf(24, 96, "laplace", epochs=100, batch_size=16, lr=3e-3, kl_warmup=20, hide_rate=0.3),

@@ -491,7 +491,7 @@ def test_the_form_that_auto_takes():
     eye = torch.eye(4)
     walk = LinearGaussian(torch.zeros(4), eye, eye, eye, eye[:2], eye[:2, :2])
     varied = walk._replace(A=eye.expand(1000, 1, 4, 4))
-    large = LinearGaussian(*(torch.zeros(40), *[torch.eye(40)] * 5))
+    large = LinearGaussian(*(torch.zeros(41), *[torch.eye(41)] * 5))
     observed = torch.ones(1000, 64, 2, dtype=torch.bool)
     assert forms.patterns(observed) == 1
     observed[:500, 7] = observed[3:, 9, 1] = False

@@ -1,7 +1,7 @@
 r"""The adjoints of the recursions of :mod:`dynavae.exact._kernels`, as loops that Numba compiles.
 
-`of_a` and `ab` (a bar) are derivatives with respect to a of what is differentiated in the end. Numba's cache does not notice
-when a function of the other module changes: touch this file, too.
+`of_a`, `ab` and, in formulas, a bar are derivatives with respect to a of what is differentiated in the end. Numba's cache
+does not notice when a function of the other module changes: touch this file, too.
 """
 
 from __future__ import annotations
@@ -46,39 +46,46 @@ def filter_adjoint(
 ) -> int:  # fmt: skip
     r"""Add to the last eight the derivatives of what the five adjoints before them weigh.
 
-    Of :math:`m_{t|t} = m_{t|t-1} + P C' v`, :math:`P_{t|t} = P - P C' S^{-1} C P` and
-    :math:`-\tfrac12 (e' v + \log |S|)` with :math:`v = S^{-1} e`.
+    With :math:`J = I - K C` and :math:`v = S^{-1} e` they are those of :math:`P_{t|t} = J P J^\top + K R K^\top`, which to
+    first order does not change with K, of :math:`m_{t|t} = m + K e` and of :math:`-\tfrac12 (e^\top v + \log |S|)`:
+
+    .. math::
+        \bar e &= K^\top \bar m - \bar\ell v, \qquad
+        \bar S = \tfrac12 \bar\ell (v v^\top - S^{-1}), \qquad g = J^\top \bar m, \qquad w = C^\top v \\
+        \bar m &\to g + \bar\ell w, \qquad
+        \bar P \to J^\top \bar P J + \tfrac12 (g w^\top + w g^\top) + C^\top \bar S C \\
+        \bar C &= v (P g)^\top - K^\top \bar m (P w)^\top - \bar e m^\top + 2 \bar S C P - 2 K^\top \bar P P_{t|t}, \qquad
+        \bar R = K^\top \bar P K + \bar S - \tfrac12 (K^\top \bar m v^\top + v \bar m^\top K)
     """
     T, B, x = y.shape
     z = mean.shape[2]
     of_m0_, of_P0_ = np.empty((B, z)), np.empty((B, z, z))  # of_m0 may be one array for all sequences
-    mb, e, v, h, index = np.empty(z), np.empty(x), np.empty(x), np.empty(x), np.empty(x, np.int64)
-    Pb, P, F, FP, X = (
-        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z))
+    mb, g, w, Pg, Pw = np.empty(z), np.empty(z), np.empty(z), np.empty(z), np.empty(z)
+    e, v, h, index = np.empty(x), np.empty(x), np.empty(x), np.empty(x, np.int64)
+    Pb, P, P_f, F, J, X = (
+        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z))
     )  # fmt: skip
-    H, V, S, L, eye, W = (
-        np.empty((x, z)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x))
+    V, S, L, eye, W, Sb = (
+        np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x)), np.empty((x, x))
     )  # fmt: skip
-    Sb, U = np.empty((x, x)), np.empty((x, x))
-    PC, K, PK, PCb = np.empty((z, x)), np.empty((z, x)), np.empty((z, x)), np.empty((z, x))
+    H, KPb, PC, K = np.empty((x, z)), np.empty((x, z)), np.empty((z, x)), np.empty((z, x))
     for t in range(T - 1, -1, -1):
         for b in range(first, last):
             nb, Nb = of_m0_[b], of_P0_[b]  # of the prediction of z_t+1, then of z_t
+            _copy(covariance[t, b], P_f)
             for i in range(z):
                 mb[i] = of_mean[t, b, i]
                 for j in range(z):
                     Pb[i, j] = 0.5 * (of_covariance[t, b, i, j] + of_covariance[t, b, j, i])
             if t < T - 1:
                 _copy(A[t + 1, b], F)
-                _copy(covariance[t, b], P)
-                _times(F, P, FP, z, z, z)
                 _times(Nb, F, X, z, z, z)
                 for i in range(z):
                     of_f[t + 1, b, i] += nb[i]
                     for j in range(z):
                         s = nb[i] * mean[t, b, j]
                         for a in range(z):
-                            s += 2 * Nb[i, a] * FP[a, j]
+                            s += 2 * X[i, a] * P_f[a, j]
                         of_A[t + 1, b, i, j] += s
                         of_Q[t + 1, b, i, j] += Nb[i, j]
                         mb[i] += F[j, i] * nb[j]
@@ -87,8 +94,8 @@ def filter_adjoint(
                             s += F[a, i] * X[a, j]
                         Pb[i, j] += s
             k = _take(C[t, b], R[t, b], seen[t, b], index, H, V)
-            _copy(predicted_covariance[t, b], P)
             if k > 0:
+                _copy(predicted_covariance[t, b], P)
                 _gain(P, H, V, PC, S, L, K, z, k)
                 for a in range(k):
                     for c in range(k):
@@ -98,51 +105,63 @@ def filter_adjoint(
                         s -= H[a, j] * predicted_mean[t, b, j]
                     e[a] = s
                 _solve_rows(L, eye, W, k, k)  # S^-1
-                _times(Pb, K, PK, z, z, k)
-                _transposed_times(K, PK, U, k, z, k)
                 value = of_value[t, b]
                 for a in range(k):
-                    s = 0.0
+                    s = u = 0.0
                     for c in range(k):
                         s += W[a, c] * e[c]
-                    v[a] = s
-                    s = 0.0
                     for i in range(z):
-                        s += K[i, a] * mb[i]
-                    h[a] = s
+                        u += K[i, a] * mb[i]
+                    v[a], h[a] = s, u
                 for a in range(k):
+                    e[a] = h[a] - value * v[a]  # its adjoint
                     for c in range(k):
-                        Sb[a, c] = (
-                            U[a, c]
-                            - 0.5 * value * (W[a, c] - v[a] * v[c])
-                            - 0.5 * (h[a] * v[c] + h[c] * v[a])
-                        )
-                    e[a] = h[a] - value * v[a]  # the adjoint of e
+                        Sb[a, c] = 0.5 * value * (v[a] * v[c] - W[a, c])
                 for i in range(z):
+                    for j in range(z):
+                        s = 1.0 if i == j else 0.0
+                        for a in range(k):
+                            s -= K[i, a] * H[a, j]
+                        J[i, j] = s
+                for i in range(z):
+                    s = u = 0.0
+                    for j in range(z):
+                        s += J[j, i] * mb[j]
                     for a in range(k):
-                        s = mb[i] * v[a] - 2 * PK[i, a]
-                        for c in range(k):
-                            s += H[c, i] * Sb[c, a]
-                        PCb[i, a] = s
+                        u += H[a, i] * v[a]
+                    g[i], w[i] = s, u
+                for i in range(z):
+                    s = u = 0.0
+                    for j in range(z):
+                        s += P[i, j] * g[j]
+                        u += P[i, j] * w[j]
+                    Pg[i], Pw[i] = s, u
+                _transposed_times(K, Pb, KPb, k, z, z)
                 for a in range(k):
                     of_y[t, b, index[a]] += e[a]
                     for j in range(z):
-                        s = -e[a] * predicted_mean[t, b, j]
+                        s = v[a] * Pg[j] - h[a] * Pw[j] - e[a] * predicted_mean[t, b, j]
                         for c in range(k):
-                            s += Sb[a, c] * PC[j, c]
+                            s += 2 * Sb[a, c] * PC[j, c]
                         for i in range(z):
-                            s += PCb[i, a] * P[i, j]
+                            s -= 2 * KPb[a, i] * P_f[i, j]
                         of_C[t, b, index[a], j] += s
                     for c in range(k):
-                        of_R[t, b, index[a], index[c]] += Sb[a, c]
+                        s = Sb[a, c] - 0.5 * (h[a] * v[c] + h[c] * v[a])
+                        for i in range(z):
+                            s += KPb[a, i] * K[i, c]
+                        of_R[t, b, index[a], index[c]] += s
+                _times(Pb, J, X, z, z, z)
+                _times(Sb, H, KPb, k, k, z)
                 for i in range(z):
-                    for a in range(k):
-                        mb[i] -= H[a, i] * e[a]
+                    mb[i] = g[i] + value * w[i]
                     for j in range(z):
-                        s = 0.0
+                        s = 0.5 * (g[i] * w[j] + g[j] * w[i])
+                        for a in range(z):
+                            s += J[a, i] * X[a, j]
                         for a in range(k):
-                            s += PCb[i, a] * H[a, j] + PCb[j, a] * H[a, i]
-                        Pb[i, j] += 0.5 * s
+                            s += H[a, i] * KPb[a, j]
+                        Pb[i, j] = s
             _copy(Pb, Nb)
             _add_symmetric(of_predicted_covariance[t, b], Nb)
             for i in range(z):

@@ -38,9 +38,11 @@ SMOOTHERS = {
 }
 SHARED_STEPS, SCAN_STEPS, SCAN_WORK = 12, 32, 300
 """Without Numba: from so many steps on `auto` shares, and scans; it scans at most SCAN_WORK / z_dim^2 sequences."""
-COMPILED_WORK, COMPILED_STATES, COMPILED_BATCH = 40_000, 16, 2_000
-"""With it `auto` takes `compiled` where T B z_dim^2 is at most the first, if sequences could share their covariances;
-else for at most so many states, or at most COMPILED_BATCH / z_dim^2 sequences: larger products are faster in BLAS."""
+COMPILED_WORK = 40_000
+"""With it `auto` takes `compiled` where T B z_dim^2 is at most this, if sequences could share their covariances. Else"""
+COMPILED_STATES, COMPILED_VARYING, COMPILED_BATCH = 40, 16, 2_000
+"""for at most so many states, of a constant model and of one that varies, or at most COMPILED_BATCH / z_dim^2 sequences:
+larger products are faster in BLAS."""
 FEW_PATTERNS = 4
 """Sequences are taken to share their covariances if there are at least so many for each pattern of gaps."""
 
@@ -72,7 +74,7 @@ def choose(params: LinearGaussian, T: int, B: int, patterns: int = 1) -> str:
     if compiled.applies(params):
         if constant and FEW_PATTERNS * (patterns - 1) <= B - 1:
             return "compiled" if T * B * z**2 <= COMPILED_WORK else "shared"
-        if z <= COMPILED_STATES or B * z**2 <= COMPILED_BATCH:
+        if z <= (COMPILED_STATES if constant else COMPILED_VARYING) or B * z**2 <= COMPILED_BATCH:
             return "compiled"
     if constant and T >= SHARED_STEPS:
         return "shared"
