@@ -40,7 +40,7 @@ import numpy as np
 import torch
 
 from dynavae.allocator import keep_freed_memory
-from dynavae.exact import compiled
+from dynavae.exact import _native
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.likelihood import log_likelihood
 
@@ -85,7 +85,7 @@ def torch_alone(p: dict[str, np.ndarray], x: np.ndarray) -> dict[str, Run]:
 
     def without(run: Run) -> Run:
         def call() -> object:
-            with mock.patch.object(compiled, "installed", return_value=False):
+            with mock.patch.object(_native, "installed", return_value=False):
                 return run()
 
         return call

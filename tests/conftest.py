@@ -11,6 +11,7 @@ import pkgutil
 import random
 import sys
 from collections.abc import Iterator
+from unittest import mock
 
 import beartype
 import jaxtyping
@@ -31,6 +32,8 @@ HOOK.__enter__()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+
+from dynavae.exact import _native  # noqa: E402
 
 
 def base_seed() -> int:
@@ -53,6 +56,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["compiled", "torch"])
+def with_and_without_numba(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """A module that uses it is run with exact inference in machine code, and as it is where Numba is not installed."""
+    if request.param and not _native.installed():
+        pytest.skip("Numba is not installed")
+    with mock.patch.object(_native, "installed", return_value=request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import torch
 
 import dynavae
 from dynavae import HMM, LGSSM, Sequences
-from dynavae.exact import compiled, kalman
+from dynavae.exact import _native, kalman
 from dynavae.exact._patterned import groups
 from dynavae.exact.likelihood import log_likelihood
 from dynavae.exact.local_level import local_level
@@ -55,7 +55,7 @@ def shared_gaps():
     return observed
 
 
-needs_numba = pytest.mark.skipif(not compiled.installed(), reason="Numba is not installed")
+needs_numba = pytest.mark.skipif(not _native.installed(), reason="Numba is not installed")
 MASKS = [complete_data, ragged, gaps, shared_gaps]
 
 
@@ -66,7 +66,7 @@ def data():
 @pytest.mark.parametrize("numba", [False, pytest.param(True, marks=needs_numba)])
 @pytest.mark.parametrize("mask", MASKS)
 def test_value_and_gradient_are_those_of_the_kalman_filter(mask, numba, monkeypatch):
-    monkeypatch.setattr(compiled, "installed", lambda: numba)
+    monkeypatch.setattr(_native, "installed", lambda: numba)
     params, (x, control), observed, weights = parameters(), data(), mask(), torch.randn(B)
     inputs = [*params, x, control]
     names = [*params._fields, "x", "control"]
@@ -94,7 +94,7 @@ def test_sequences_that_miss_the_same_share_covariances():
 
 @pytest.mark.parametrize("numba", [False, pytest.param(True, marks=needs_numba)])
 def test_it_is_accurate_in_float32(numba, monkeypatch):
-    monkeypatch.setattr(compiled, "installed", lambda: numba)
+    monkeypatch.setattr(_native, "installed", lambda: numba)
     params, (x, control), observed = parameters(), data(), gaps()
     single = kalman.LinearGaussian(*(a.detach().float().requires_grad_() for a in params))
     value = log_likelihood(single, x.float(), observed, control.float())

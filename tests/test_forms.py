@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_kalman import Problem, dense_joint, random_problem
 from torch import Tensor
 
-from dynavae.exact import _riccati, compiled, forms, kalman, recurrence, shared
+from dynavae.exact import _native, _riccati, forms, kalman, recurrence, shared
 from dynavae.exact._algebra import Congruence
 from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence
@@ -21,13 +21,13 @@ from dynavae.exact.scan import associative_scan
 from dynavae.tree import tree_map
 
 close = torch.testing.assert_close
-numba = pytest.mark.skipif(not compiled.installed(), reason="Numba is not installed")
+numba = pytest.mark.skipif(not _native.installed(), reason="Numba is not installed")
 GENERAL = ["joseph", "square_root", "parallel", pytest.param("compiled", marks=numba)]
 AUTO = ["auto", "auto without Numba"]
 
 
 def run(problem: Problem, method: str) -> tuple[kalman.Filtered, kalman.Smoothed]:
-    without = mock.patch.object(compiled, "installed", return_value=False)
+    without = mock.patch.object(_native, "installed", return_value=False)
     with without if method == AUTO[1] else contextlib.nullcontext():
         method = "auto" if method in AUTO else method
         filtered = kalman_filter(*problem, method=method)
@@ -429,7 +429,7 @@ def test_refusals():
         ValueError, match=r"C Q C' \+ R, which the parallel form needs, is not positive definite"
     ):
         kalman_filter(fixed, x, observed, control, method="parallel")
-    if compiled.installed():
+    if _native.installed():
         with pytest.raises(
             ValueError, match=r"S_t = C P C' \+ R is not positive definite at t=0, sequence 1"
         ):
@@ -442,7 +442,7 @@ def test_refusals():
             ValueError, match=r"P_\{t\+1\|t\} = .* not positive semidefinite at t=3, sequence 2"
         ):
             kalman_smoother(params, wrong, method="compiled")
-    with mock.patch.object(compiled, "installed", return_value=False):
+    with mock.patch.object(_native, "installed", return_value=False):
         with pytest.raises(ValueError, match=r"method='compiled' needs tensors on a CPU, and Numba \(pip"):
             kalman_filter(params, x, observed, control, method="compiled")
     varied = "but params.m0 is not"
@@ -478,7 +478,7 @@ def test_compiled_in_threads_is_compiled_in_one(share, monkeypatch):
     alone, grads = everything(problem, "compiled"), gradients(problem, "compiled")
     bad = problem.params._replace(P0=torch.stack([problem.params.P0 * sign for sign in (1, 1, -9, 1, -9)]))
     seen = torch.ones_like(problem.observed)
-    monkeypatch.setattr(compiled, "PART", 1)
+    monkeypatch.setattr(_native, "PART", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     close(everything(problem, "compiled"), alone, rtol=1e-14, atol=0)
     for ours, theirs in zip(gradients(problem, "compiled"), grads, strict=True):
@@ -496,7 +496,7 @@ def test_the_form_that_auto_takes():
     assert forms.patterns(observed) == 1
     observed[:500, 7] = observed[3:, 9, 1] = False
     assert forms.patterns(observed) == 3
-    with mock.patch.object(compiled, "installed", return_value=True):
+    with mock.patch.object(_native, "installed", return_value=True):
         assert forms.choose(walk, 1000, 1) == forms.choose(varied, 1000, 64) == "compiled"
         assert [forms.choose(walk, 1000, 64, patterns) for patterns in (1, 3, 64)] == [
             "shared",
@@ -506,7 +506,7 @@ def test_the_form_that_auto_takes():
         assert forms.choose(large, 9, 64, 64) == "joseph"
         with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
             assert forms.choose(walk, 1000, 1) == "shared"
-    with mock.patch.object(compiled, "installed", return_value=False):
+    with mock.patch.object(_native, "installed", return_value=False):
         found = [
             forms.choose(walk, 1000, 1),
             forms.choose(walk, 9, 1),

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynavae.exact import hmm
+from dynavae.exact import _native, hmm
 
 T, B, S = 5, 3, 3
 LENGTHS = torch.tensor([5, 3, 1])
 close = torch.testing.assert_close
+pytestmark = pytest.mark.usefixtures("with_and_without_numba")
 
 
 def random_problem(seed: int, T: int = T, B: int = B, S: int = S) -> tuple[Tensor, Tensor, Tensor]:
@@ -319,21 +320,43 @@ def test_errors_say_what_to_do() -> None:
         hmm.simulate(initial, transition, torch.zeros(3))
 
 
+@pytest.mark.parametrize("spread", [1.0, 1000.0])
 @pytest.mark.parametrize("T", [1, 2, 3, 8, 37])
-def test_the_parallel_scan_is_the_loop(T: int) -> None:
-    """Values and gradients, with structural zeros, lengths and a missing frame."""
+def test_the_forms_are_the_loop(T: int, spread: float, with_and_without_numba: bool) -> None:
+    """Values and gradients, with structural zeros, lengths and a missing frame; and odds of exp(1000)."""
     lengths = torch.tensor([T, max(1, T // 2), 1])
-    leaves = [p.requires_grad_() for p in random_problem(3, T)]
+    initial, transition, emission = random_problem(3, T)
+    leaves = [p.requires_grad_() for p in (initial, (spread * transition).log_softmax(-1), spread * emission)]
+    other = "compiled" if with_and_without_numba else "parallel"
     found = []
-    for method in ("sequential", "parallel"):
+    for method in ("sequential", other):
         filtered = hmm.hmm_filter(*leaves, lengths, method=method)
         smoothed = hmm.hmm_smoother(*leaves, lengths, method=method)
-        gradient = torch.autograd.grad(
-            filtered.log_likelihood.sum(), leaves, allow_unused=True, materialize_grads=True
-        )
+        total = filtered.log_likelihood.sum() + (smoothed.log_gamma.exp()[..., 0] * torch.arange(3)).sum()
+        gradient = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         found.append((*filtered, *smoothed, *gradient))
     for i, (a, b) in enumerate(zip(*found, strict=True)):
-        close(b, a, atol=1e-10, rtol=1e-10, msg=lambda m, i=i: f"result {i}: {m}")
+        close(b, a, atol=1e-10 * spread, rtol=1e-10, msg=lambda m, i=i: f"result {i}: {m}")
+
+
+def test_compiled_in_threads_is_compiled_in_one(with_and_without_numba: bool, monkeypatch) -> None:
+    if not with_and_without_numba:
+        with pytest.raises(ValueError, match=r"method='compiled' needs tensors on a CPU, and Numba"):
+            hmm.hmm_filter(*vector_problem(), method="compiled")
+        return
+    initial, transition, emission = random_problem(4)
+    leaves = [p.requires_grad_() for p in (initial[0].clone(), transition[0, 0].clone(), emission)]
+
+    def everything() -> tuple[Tensor, ...]:
+        smoothed = hmm.hmm_smoother(*leaves, LENGTHS)
+        total = hmm.hmm_filter(*leaves, LENGTHS).log_likelihood.sum() + smoothed.log_gamma.exp()[..., 0].sum()
+        return *smoothed, *hmm.viterbi(*leaves, LENGTHS), *torch.autograd.grad(total, leaves)
+
+    alone = everything()
+    monkeypatch.setattr(_native, "PART", 1e-3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    for ours, theirs in zip(everything(), alone, strict=True):
+        close(ours, theirs, rtol=1e-13, atol=1e-13)
 
 
 def test_the_parallel_scan_of_a_long_sequence_in_float32() -> None:
@@ -347,5 +370,7 @@ def test_the_parallel_scan_of_a_long_sequence_in_float32() -> None:
 
 
 def test_an_unknown_method_is_refused() -> None:
-    with pytest.raises(ValueError, match="method should be one of auto, sequential, parallel; got 'fast'"):
+    with pytest.raises(
+        ValueError, match="method should be one of auto, sequential, parallel, compiled; got 'fast'"
+    ):
         hmm.hmm_filter(*vector_problem(), method="fast")

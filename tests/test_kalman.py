@@ -16,6 +16,7 @@ from dynavae.exact.kalman import LinearGaussian, kalman_filter, kalman_smoother
 
 T, B, Z, X, U = 6, 3, 3, 2, 2
 close = torch.testing.assert_close
+pytestmark = pytest.mark.usefixtures("with_and_without_numba")
 
 
 def random_covariance(*shape: int, generator: torch.Generator) -> Tensor:

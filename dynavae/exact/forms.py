@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynavae.exact import compiled
+from dynavae.exact import _native
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact.compiled import compiled_filter, compiled_smoother
 from dynavae.exact.joseph import joseph_filter, joseph_smoother
@@ -71,7 +71,7 @@ def choose(params: LinearGaussian, T: int, B: int, patterns: int = 1) -> str:
     if params.m0.device.type == "mps":
         return "square_root"
     z, constant = params.m0.shape[-1], varying(params) is None
-    if compiled.applies(params):
+    if _native.applies(params.m0):
         if constant and FEW_PATTERNS * (patterns - 1) <= B - 1:
             return "compiled" if T * B * z**2 <= COMPILED_WORK else "shared"
         if z <= (COMPILED_STATES if constant else COMPILED_VARYING) or B * z**2 <= COMPILED_BATCH:
@@ -99,7 +99,7 @@ def check(method: str, params: LinearGaussian | None = None) -> None:
             f"method='shared' needs a model that is the same at all steps and for all sequences, but params."
             f"{varying(params)} is not; use method='auto'."
         )
-    if method == "compiled" and params is not None and not compiled.applies(params):
+    if method == "compiled" and params is not None and not _native.applies(params.m0):
         raise ValueError(
             "method='compiled' needs tensors on a CPU, and Numba (pip install 'dynavae[compiled]'); use method='auto'."
         )

@@ -13,22 +13,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynavae.exact import _native
 from dynavae.exact.markov_chain import logsumexp, normalise
 from dynavae.exact.scan import associative_scan
 
-METHODS = ("auto", "sequential", "parallel")
+METHODS = ("auto", "sequential", "parallel", "compiled")
 SCAN_STEPS, SCAN_WORK = 64, 1500
-"""`auto` scans sequences of at least SCAN_STEPS steps, where the batch times S^3 is at most SCAN_WORK."""
+"""Without Numba `auto` scans sequences of at least SCAN_STEPS steps, where the batch times S^3 is at most SCAN_WORK."""
 
 
-def check(method: str) -> None:
+def check(method: str, log_emission: Tensor) -> None:
+    """Raise an error unless there is this method, and it applies."""
     if method not in METHODS:
         raise ValueError(f"method should be one of {', '.join(METHODS)}; got {method!r}.")
+    if method == "compiled" and not _native.applies(log_emission):
+        raise ValueError(
+            "method='compiled' needs tensors on a CPU, and Numba (pip install 'dynavae[compiled]'); use method='auto'."
+        )
 
 
-def chosen(method: str, T: int, B: int, S: int) -> bool:
-    """Whether to scan."""
-    return method == "parallel" or (method == "auto" and T >= SCAN_STEPS and B * S**3 <= SCAN_WORK)
+def choose(method: str, log_emission: Tensor) -> str:
+    """The form of the recursions, if `method` is "auto"."""
+    if method != "auto":
+        return method
+    if _native.applies(log_emission):
+        return "compiled"
+    T, B, S = log_emission.shape
+    return "parallel" if T >= SCAN_STEPS and B * S**3 <= SCAN_WORK else "sequential"
 
 
 def _product(earlier: Tensor, later: Tensor) -> Tensor:

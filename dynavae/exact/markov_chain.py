@@ -59,13 +59,16 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def valid_frames(log_emission: Tensor, lengths: Tensor | None) -> Tensor:
     """True at the frames that exist (T, B)."""
+    T = log_emission.shape[0]
+    return torch.arange(T, device=log_emission.device).unsqueeze(-1) < ends(log_emission, lengths)
+
+
+def ends(log_emission: Tensor, lengths: Tensor | None) -> Tensor:
+    """Frames of each sequence (B,)."""
     T, B, _ = log_emission.shape
-    end = (
-        torch.full((B,), T, device=log_emission.device)
-        if lengths is None
-        else lengths.to(log_emission.device)
-    )
-    return torch.arange(T, device=log_emission.device).unsqueeze(-1) < end
+    if lengths is None:
+        return torch.full((B,), T, device=log_emission.device)
+    return lengths.to(log_emission.device, torch.int64)
 
 
 def repeat_last(states: Tensor, valid: Tensor) -> Tensor:

@@ -170,21 +170,24 @@ class HMM(SequentialLVM):
         return Categorical(belief[0].unsqueeze(-2)).sample(noise)
 
     def expectation(self, batch: Sequences) -> Expected:
-        """The E-step of Baum and Welch, in float64."""
+        """The E-step of Baum and Welch, in float64: expected counts are derivatives of log p(x) by log-potentials."""
         with torch.no_grad():
             p = emission_of_states(self.p_x, self.states)
             x, observed = (a.flatten(2).transpose(0, 1) for a in (batch.x, batch.observed))
             log_b = p.log_prob(x.double().unsqueeze(-2), observed.unsqueeze(-2))
-            chain = self.log_initial.double(), self.log_transition.double(), log_b, batch.lengths
-            filtered, smoothed = hmm.hmm_filter(*chain), hmm.hmm_smoother(*chain)
-            valid = batch.valid.T
-            gamma = smoothed.log_gamma.exp()
-            return Expected(
-                filtered.log_likelihood.sum(),
-                gamma[0].sum(0),
-                smoothed.log_xi.exp().sum((0, 1)),
-                statistics(self.emission, p, x[valid], observed[valid], gamma[valid]),
-            )
+        with torch.enable_grad():
+            chain = [
+                a.detach().double().requires_grad_() for a in (self.log_initial, self.log_transition, log_b)
+            ]
+            log_likelihood = hmm.hmm_filter(*chain, batch.lengths).log_likelihood.sum()
+            initial, transition, gamma = torch.autograd.grad(log_likelihood, chain, materialize_grads=True)
+        valid = batch.valid.T
+        return Expected(
+            log_likelihood.detach(),
+            initial,
+            transition,
+            statistics(self.emission, p, x[valid], observed[valid], gamma[valid]),
+        )
 
     @torch.no_grad()
     def maximisation(self, statistics: Expected) -> None:

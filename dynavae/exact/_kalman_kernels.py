@@ -9,49 +9,16 @@ Of the x coordinates of a frame the k observed ones are taken, C, R and y with t
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-from collections.abc import Callable
-from typing import Any
 
-import numba
 import numpy as np
 
-Array = np.ndarray
+from dynavae.exact._numba import Array, helper, kernel, mask, matrix, numbers, vector
+
 EPS = float(np.finfo(np.float64).eps)
-vector, matrix, mask = "float64[:,:,:]", "float64[:,:,:,:]", "boolean[:,:,:]"
-
-OPTIONS: dict[str, Any] = dict(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
-def _helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled into the kernels that call it."""
-    made: Callable[..., Any] = numba.njit(inspect.unwrap(function), **OPTIONS)
-    return made
-
-
-def _kernel(*arguments: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Compiled at the first call, for arrays of any strides; later processes read the result from Numba's cache."""
-
-    def decorate(function: Callable[..., int]) -> Callable[..., int]:
-        @functools.cache
-        def compiled() -> Callable[..., int]:
-            made: Callable[..., int] = numba.njit(f"int64(int64, int64, {', '.join(arguments)})", **OPTIONS)(
-                inspect.unwrap(function)
-            )
-            return made
-
-        @functools.wraps(function)
-        def call(first: int, last: int, *arrays: Array) -> int:
-            return compiled()(first, last, *arrays)
-
-        return call
-
-    return decorate
-
-
-@_helper
+@helper
 def _cholesky(S: Array, L: Array, n: int) -> bool:
     """L L' = S, with the reciprocal of its diagonal in L; False unless S is positive definite."""
     for i in range(n):
@@ -68,7 +35,7 @@ def _cholesky(S: Array, L: Array, n: int) -> bool:
     return True
 
 
-@_helper
+@helper
 def _regular_cholesky(S: Array, L: Array, n: int) -> bool:
     """As :func:`dynavae.exact._algebra.regular_cholesky`: where a pivot vanishes, one is added. False if S is indefinite."""
     largest = 0.0
@@ -96,7 +63,7 @@ def _regular_cholesky(S: Array, L: Array, n: int) -> bool:
     return True
 
 
-@_helper
+@helper
 def _solve_rows(L: Array, rows: Array, out: Array, m: int, n: int) -> None:
     """out = rows (L L')^-1 of m rows, L as :func:`_cholesky` leaves it."""
     for i in range(m):
@@ -112,7 +79,7 @@ def _solve_rows(L: Array, rows: Array, out: Array, m: int, n: int) -> None:
             out[i, j] = s * L[j, j]
 
 
-@_helper
+@helper
 def _times(X: Array, Y: Array, out: Array, m: int, n: int, p: int) -> None:
     """out (m, p) = X (m, n) Y (n, p)."""
     for i in range(m):
@@ -123,7 +90,7 @@ def _times(X: Array, Y: Array, out: Array, m: int, n: int, p: int) -> None:
             out[i, j] = s
 
 
-@_helper
+@helper
 def _times_transposed(X: Array, Y: Array, out: Array, m: int, n: int, p: int) -> None:
     """out (m, p) = X (m, n) Y' of Y (p, n)."""
     for i in range(m):
@@ -134,7 +101,7 @@ def _times_transposed(X: Array, Y: Array, out: Array, m: int, n: int, p: int) ->
             out[i, j] = s
 
 
-@_helper
+@helper
 def _transposed_times(X: Array, Y: Array, out: Array, m: int, n: int, p: int) -> None:
     """out (m, p) = X' Y of X (n, m) and Y (n, p)."""
     for i in range(m):
@@ -145,7 +112,7 @@ def _transposed_times(X: Array, Y: Array, out: Array, m: int, n: int, p: int) ->
             out[i, j] = s
 
 
-@_helper
+@helper
 def _joseph(
     P: Array, K: Array, PC: Array, C: Array, R: Array, D: Array, E: Array, out: Array, z: int, k: int
 ) -> None:  # fmt: skip
@@ -172,14 +139,14 @@ def _joseph(
             out[i, j] = out[j, i] = 0.5 * s
 
 
-@_helper
+@helper
 def _copy(source: Array, out: Array) -> None:
     for i in range(source.shape[0]):
         for j in range(source.shape[1]):
             out[i, j] = source[i, j]
 
 
-@_helper
+@helper
 def _take(C: Array, R: Array, seen: Array, index: Array, C_k: Array, R_k: Array) -> int:
     """Put the rows of what is observed into the first k of C_k and R_k, their coordinates into `index`; k."""
     k = 0
@@ -195,7 +162,7 @@ def _take(C: Array, R: Array, seen: Array, index: Array, C_k: Array, R_k: Array)
     return k
 
 
-@_helper
+@helper
 def _gain(P: Array, C: Array, R: Array, PC: Array, S: Array, L: Array, K: Array, z: int, k: int) -> bool:
     """P C', S = C P C' + R = L L' and K = P C' S^-1; False unless S is positive definite."""
     _times_transposed(P, C, PC, z, z, k)
@@ -211,9 +178,7 @@ def _gain(P: Array, C: Array, R: Array, PC: Array, S: Array, L: Array, K: Array,
     return True
 
 
-@_kernel(
-    "float64[:,:]", vector, *[matrix] * 4, *[vector] * 2, mask, vector, matrix, vector, matrix, "float64[:,:]"
-)
+@kernel(numbers, vector, *[matrix] * 4, *[vector] * 2, mask, vector, matrix, vector, matrix, numbers)
 def filter_(
     first: int, last: int,
     m0: Array, P0: Array, A: Array, Q: Array, C: Array, R: Array, f: Array, y: Array, seen: Array,
@@ -283,7 +248,7 @@ def filter_(
     return 0
 
 
-@_kernel(*[matrix] * 2, *[vector, matrix] * 3, *[matrix] * 2)
+@kernel(*[matrix] * 2, *[vector, matrix] * 3, *[matrix] * 2)
 def smoother(
     first: int, last: int,
     A: Array, Q: Array, mean: Array, covariance: Array, predicted_mean: Array, predicted_covariance: Array,

@@ -1,4 +1,4 @@
-r"""The adjoints of the recursions of :mod:`dynavae.exact._kernels`, as loops that Numba compiles.
+r"""The adjoints of the recursions of :mod:`dynavae.exact._kalman_kernels`, as loops that Numba compiles.
 
 `of_a`, `ab` and, in formulas, a bar are derivatives with respect to a of what is differentiated in the end. Numba's cache
 does not notice when a function of the other module changes: touch this file, too.
@@ -8,34 +8,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from dynavae.exact._kernels import (
-    Array,
+from dynavae.exact._kalman_kernels import (
     _copy,
     _gain,
-    _helper,
-    _kernel,
     _regular_cholesky,
     _solve_rows,
     _take,
     _times,
     _transposed_times,
-    mask,
-    matrix,
-    vector,
 )
+from dynavae.exact._numba import Array, helper, kernel, mask, matrix, numbers, vector
 
 
-@_helper
+@helper
 def _add_symmetric(source: Array, out: Array) -> None:
     for i in range(source.shape[0]):
         for j in range(source.shape[1]):
             out[i, j] += 0.5 * (source[i, j] + source[j, i])
 
 
-@_kernel(
+@kernel(
     *[matrix] * 4, *[vector] * 1, mask, *[vector, matrix] * 2,
-    *[vector, matrix] * 2, "float64[:,:]",
-    "float64[:,:]", vector, *[matrix] * 4, *[vector] * 2,
+    *[vector, matrix] * 2, numbers,
+    numbers, vector, *[matrix] * 4, *[vector] * 2,
 )  # fmt: skip
 def filter_adjoint(
     first: int, last: int,
@@ -174,7 +169,7 @@ def filter_adjoint(
     return 0
 
 
-@_kernel(
+@kernel(
     matrix, *[vector, matrix] * 3, matrix, *[vector, matrix], *[matrix] * 2, matrix, *[vector, matrix] * 2
 )
 def smoother_adjoint(
