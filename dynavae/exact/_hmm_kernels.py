@@ -35,21 +35,23 @@ def _varies(a: Array, first: bool) -> bool:
 
 
 @helper
-def _normalise(a: Array, out: Array) -> float:
-    """out = a - logsumexp(a), which is returned; impossible everywhere stays so."""
+def _normalise(a: Array, out: Array, p: Array) -> float:
+    """out = a - logsumexp(a), which is returned, and p = exp(out); impossible everywhere stays so."""
     top, total = -math.inf, 0.0
     for k in range(len(a)):
         top = max(top, a[k])
     if top == -math.inf:
         for k in range(len(a)):
-            out[k] = -math.inf
+            out[k], p[k] = -math.inf, 0.0
         return -math.inf
     for k in range(len(a)):
-        total += math.exp(a[k] - top)
-    total = top + math.log(total)
+        p[k] = math.exp(a[k] - top)
+        total += p[k]
+    log_total = top + math.log(total)
     for k in range(len(a)):
-        out[k] = a[k] - total
-    return total
+        out[k] = a[k] - log_total
+        p[k] /= total
+    return log_total
 
 
 @helper
@@ -71,8 +73,8 @@ def forward(
     log_filtered: Array, log_predicted: Array, evidence: Array,
 ) -> int:  # fmt: skip
     """Fill the last three: log p(s_t | x_1:t), log p(s_t | x_1:t-1), log p(x_t | x_1:t-1)."""
-    T, _, S = log_emission.shape
-    A, p, a, total = np.empty((S, S)), np.empty(S), np.empty(S), np.empty(S)
+    T, B, S = log_emission.shape
+    A, p, a, total = np.empty((S, S)), np.empty((B, S)), np.empty(S), np.empty(S)
     for t in range(T):
         for b in range(first, last):
             if t == 0:
@@ -82,10 +84,10 @@ def forward(
                 if (t == 1 and b == first) or _varies(log_transition, b == first):
                     _exp(log_transition[t, b], A)
                 for k in range(S):
-                    p[k], total[k] = math.exp(log_filtered[t - 1, b, k]), 0.0
+                    total[k] = 0.0
                 for j in range(S):
                     for k in range(S):
-                        total[k] += p[j] * A[j, k]
+                        total[k] += p[b, j] * A[j, k]
                 for k in range(S):
                     log_predicted[t, b, k] = (
                         math.log(total[k])
@@ -95,7 +97,7 @@ def forward(
             going = t < lengths[b]
             for k in range(S):
                 a[k] = log_predicted[t, b, k] + (log_emission[t, b, k] if going else 0.0)
-            value = _normalise(a, log_filtered[t, b])
+            value = _normalise(a, log_filtered[t, b], p[b])
             evidence[t, b] = value if going else 0.0
     return 0
 
@@ -158,8 +160,8 @@ def backward(
     messages: Array, scales: Array,
 ) -> int:  # fmt: skip
     """Fill the last two: p(x_t:T | s_t) normalised over s_t, in logarithms, and the log of each step's normaliser."""
-    T, _, S = log_emission.shape
-    A, p, a = np.empty((S, S)), np.empty(S), np.empty(S)
+    T, B, S = log_emission.shape
+    A, p, a = np.empty((S, S)), np.empty((B, S)), np.empty(S)
     for t in range(T - 1, -1, -1):
         for b in range(first, last):
             for j in range(S):
@@ -168,18 +170,16 @@ def backward(
                 if (t == T - 2 and b == first) or _varies(log_transition, b == first):
                     _exp(log_transition[t + 1, b], A)
             if t + 1 < lengths[b]:
-                for k in range(S):
-                    p[k] = math.exp(messages[t + 1, b, k])
                 for j in range(S):
                     total = 0.0
                     for k in range(S):
-                        total += A[j, k] * p[k]
+                        total += A[j, k] * p[b, k]
                     a[j] += (
                         math.log(total)
                         if total > TINY
                         else _log_sum(log_transition[t + 1, b, j], messages[t + 1, b])
                     )
-            value = _normalise(a, messages[t, b])
+            value = _normalise(a, messages[t, b], p[b])
             scales[t, b] = value if t < lengths[b] else 0.0
     return 0
 
