@@ -24,12 +24,13 @@ close = torch.testing.assert_close
 numba = pytest.mark.skipif(not _native.installed(), reason="Numba is not installed")
 GENERAL = ["joseph", "square_root", "parallel", pytest.param("compiled", marks=numba)]
 AUTO = ["auto", "auto without Numba"]
+SHARED = ["shared", "shared without Numba"]
 
 
 def run(problem: Problem, method: str) -> tuple[kalman.Filtered, kalman.Smoothed]:
     without = mock.patch.object(_native, "installed", return_value=False)
-    with without if method == AUTO[1] else contextlib.nullcontext():
-        method = "auto" if method in AUTO else method
+    with without if method.endswith("without Numba") else contextlib.nullcontext():
+        method = method.split()[0]
         filtered = kalman_filter(*problem, method=method)
         return filtered, kalman_smoother(problem.params, filtered, method=method)
 
@@ -202,7 +203,7 @@ def test_every_form_has_the_gradient_of_the_joseph_form(method, seed, T, B, Z, X
         close(ours, theirs, atol=1e-8 * scale, rtol=1e-8, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("method", ["shared", *GENERAL[3:], *AUTO])
+@pytest.mark.parametrize("method", [*SHARED, *GENERAL[3:], *AUTO])
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 999), st.integers(1, 60), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3),
@@ -239,8 +240,9 @@ def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, 
 
 @pytest.mark.parametrize("noise", [1.0, 1e-4, 0.0])
 @pytest.mark.parametrize(("z", "T"), [(1, 40), (3, 400), (8, 300)])
-def test_a_long_constant_model_takes_no_steps(z, T, noise, monkeypatch):
-    """Covariances by doublings, also of observations without noise; smoothed ones side by side, if they have some."""
+@pytest.mark.parametrize("method", SHARED)
+def test_a_long_constant_model_takes_no_steps(z, T, noise, method, monkeypatch):
+    """Without Numba, covariances by doublings, also of observations without noise; smoothed ones side by side, if they have some."""
     g = torch.Generator().manual_seed(z)
     normal = [torch.randn(*axes, generator=g, dtype=torch.float64) for axes in ((z, z), (1, z), (T, 2, 1))]
     eye, A = torch.eye(z, dtype=torch.float64), 0.9 * torch.linalg.qr(normal[0])[0]
@@ -249,7 +251,7 @@ def test_a_long_constant_model_takes_no_steps(z, T, noise, monkeypatch):
     monkeypatch.setattr(_riccati, "_loop", None)
     if noise == 1.0 and T > 100:
         monkeypatch.setattr(shared, "congruence_recurrence", None)
-    for ours, theirs in zip(run(Problem(params, normal[2], None, None), "shared"), reference, strict=True):
+    for ours, theirs in zip(run(Problem(params, normal[2], None, None), method), reference, strict=True):
         for name, a, b in zip(type(ours)._fields[:5], ours, theirs, strict=False):
             if a is not None:
                 close(a, b, atol=1e-10, rtol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
@@ -279,12 +281,12 @@ def test_the_derivative_of_a_start_in_the_steady_state():
     settled = kalman_filter(params, x, method="joseph").predicted_covariance[-1, 0]
     problem = Problem(params._replace(P0=settled), x, torch.ones_like(x, dtype=torch.bool), None)
     found = []
-    for method in ("shared", "joseph"):
+    for method in (*SHARED, "joseph"):
         free = LinearGaussian(*(None if a is None else a.clone().requires_grad_() for a in problem.params))
         filtered, smoothed = run(problem._replace(params=free), method)
         total = filtered.log_likelihood.sum() + smoothed.covariance.square().sum() + filtered.covariance.sum()
         found.append(torch.autograd.grad(total, [free.P0, free.A, free.Q, free.C, free.R]))
-    for ours, theirs in zip(*found, strict=True):
+    for ours, theirs in [pair for other in found[:2] for pair in zip(other, found[2], strict=True)]:
         close(ours + ours.mT if ours.shape == ours.mT.shape else ours,
               theirs + theirs.mT if theirs.shape == theirs.mT.shape else theirs, rtol=1e-9, atol=1e-9)  # fmt: skip
 

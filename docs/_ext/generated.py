@@ -231,6 +231,23 @@ def exact_speed() -> str:
     return markdown(heads, rows) + "\n" + facts(records, ("hardware", "versions", "command"))
 
 
+def hmm_speed() -> str:
+    """Milliseconds of hidden Markov models here and in hmmlearn, the least in bold."""
+    records = json.loads((RESULTS / "hmm_speed.json").read_text(encoding="utf-8"))
+    rivals, keys = list(dict.fromkeys(r["rival"] for r in records)), ("task", "batch", "steps", "states")
+    rows = []
+    for case in dict.fromkeys(tuple(r[key] for key in keys) for r in records):
+        own = {r["rival"]: r["ms"] for r in records if tuple(r[key] for key in keys) == case}
+        best = min(own.values())
+        cells = [f"{own[rival]:.2f}" if rival in own else "–" for rival in rivals]
+        bold = [
+            f"**{cell}**" if own.get(name) == best else cell for name, cell in zip(rivals, cells, strict=True)
+        ]
+        rows.append([case[0], ", ".join(map(str, case[1:])), *bold])
+    heads = ("task", "B, T, states", *(f"{rival}, ms" for rival in rivals))
+    return markdown(heads, rows) + "\n" + facts(records, ("hardware", "versions", "command"))
+
+
 def build(app: Any) -> None:
     """Write `docs/_generated`, which git ignores."""
     sys.path.insert(0, str(ROOT / "tools"))
@@ -247,6 +264,7 @@ def build(app: Any) -> None:
         "imputation": imputation(),
         "speed": speed(),
         "exact_speed": exact_speed(),
+        "hmm_speed": hmm_speed(),
         "growth": growth(),
         "video": video(),
         "video_search": video_search(),

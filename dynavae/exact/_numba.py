@@ -28,11 +28,11 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-def kernel(*arguments: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def kernel(*types: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Compiled for these types at the first call; later processes read the result from Numba's cache."""
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
-        signature = f"int64(int64, int64, {', '.join(arguments)})"
+        signature = f"int64(int64, int64, {', '.join(types)})"
 
         @functools.cache
         def compiled() -> Callable[..., int]:
@@ -40,8 +40,8 @@ def kernel(*arguments: str) -> Callable[[Callable[..., int]], Callable[..., int]
             return made
 
         @functools.wraps(function)
-        def call(first: int, last: int, *arrays: Array) -> int:
-            return compiled()(first, last, *arrays)
+        def call(first: int, last: int, *arguments: Any) -> int:
+            return compiled()(first, last, *arguments)
 
         return call
 

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dynavae.exact import _native
 from dynavae.exact._algebra import congruence, ordinary, symmetric
+from dynavae.exact.compiled import compiled_covariances
 from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
 from dynavae.exact.scan import associative_scan
@@ -27,6 +29,8 @@ STEADY = 16.0
 """Covariances closer than this many roundings are equal."""
 SCAN = 24
 """More sequences with gaps of their own than this are worth a loop (measured on a 2-core CPU)."""
+COMPILED = 3_000_000
+"""So many steps times z_dim^3 a loop in machine code may take until doublings are tried."""
 
 
 class Covariances(NamedTuple):
@@ -44,7 +48,8 @@ def covariances(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) 
     C and R are (x, z) and (x, x), or with gaps (T, U, x, z) and (T, U, x, x) of U patterns. Differentiable once.
     """
     with torch.inference_mode():
-        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 else None
+        found = _compiled(P0, A, Q, C, R, T) if C.ndim == 2 else None
+        found = _doubled(P0, A, Q, C, R, T) if C.ndim == 2 and found is None else found
     if found is not None:
         found = Covariances(*map(ordinary, found))
     with torch.no_grad():
@@ -86,6 +91,18 @@ def is_steady(P: Tensor, squared_norm: float) -> bool:
     """Whether the last two of P are equal; looked at if the matrix of so many steps, of this norm, forgets what was."""
     eps = torch.finfo(P.dtype).eps
     return squared_norm <= STEADY**2 * eps and difference(P[-1:], P[-2:-1]).item() <= STEADY * eps
+
+
+def _compiled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:
+    """One step after the other in machine code, if that is known to be quick, or comes to a steady state soon."""
+    most = min(T, COMPILED // len(A) ** 3)
+    if not (most and A.dtype == torch.float64 and _native.applies(A)):
+        return None
+    tolerance = STEADY * torch.finfo(A.dtype).eps
+    found, parts = compiled_covariances(P0, A, Q, C, R, most, tolerance)
+    if found < 0 or (found == most and most < T):
+        return None
+    return Covariances(*(a.unsqueeze(1) for a in parts))
 
 
 def _doubled(P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, T: int) -> Covariances | None:

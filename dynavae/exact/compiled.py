@@ -37,6 +37,40 @@ def compiled_smoother(params: LinearGaussian, filtered: Filtered) -> Smoothed:
     return Smoothed(*_Smoother.apply(params.A, params.Q, *filtered[:4]))
 
 
+@torch.no_grad()
+def compiled_covariances(
+    P0: Tensor, A: Tensor, Q: Tensor, C: Tensor, R: Tensor, steps: int, tolerance: float
+) -> tuple[int, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Predicted covariances, gains, filtered covariances and factors of C P C' + R of complete data: (N, ., .) each.
+
+    Until nothing changes, or of so many steps, and their number; -t - 1 if S_t is not positive definite.
+    """
+    from dynavae.exact import _riccati_kernels
+
+    x, z = C.shape
+    shapes = (z, z), (z, x), (z, z), (x, x)
+    out = tuple(torch.empty(steps, *shape, dtype=torch.float64) for shape in shapes)
+    found = _riccati_kernels.riccati(0, steps, *arrays(P0, A, Q, C, R), tolerance, *arrays(*out))
+    P, K, P_f, L = (a[: max(found, 0)] for a in out)
+    return found, (P, K, P_f, L)
+
+
+@torch.no_grad()
+def compiled_smoothed_covariances(
+    gain: Tensor, spread: Tensor, last: Tensor, steps: int, tolerance: float
+) -> Tensor:
+    """P_{t|T} of steps 1, ..., N - 1, and of N, ..., T or as many of the last of them as differ from that of step N."""
+    from dynavae.exact import _riccati_kernels
+
+    early = torch.empty_like(gain[1:])
+    late = gain.new_empty(steps - len(early), *last.shape)
+    late[-1] = last
+    start = _riccati_kernels.smoothed_covariances(
+        0, 1, *arrays(gain, spread), tolerance, *arrays(early, late)
+    )
+    return torch.cat([early, late[start:]])
+
+
 class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(

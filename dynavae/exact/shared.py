@@ -19,10 +19,12 @@ import math
 import torch
 from torch import Tensor
 
+from dynavae.exact import _native
 from dynavae.exact._algebra import Congruence, bare, ordinary, symmetric
 from dynavae.exact._innovations import Innovations, times
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact._riccati import STEADY, Covariances, covariances, difference, is_steady
+from dynavae.exact._riccati import COMPILED, STEADY, Covariances, covariances, difference, is_steady
+from dynavae.exact.compiled import compiled_smoothed_covariances
 from dynavae.exact.joseph import reversed_kernel
 from dynavae.exact.linear_gaussian import LinearGaussian
 from dynavae.exact.recurrence import congruence_recurrence, linear_recurrence, solve
@@ -194,6 +196,9 @@ def _smoothed_covariances(G: Tensor, V: Tensor, P_: Tensor, last: Tensor, T: int
     gives as many as there are.
     """
     N, tolerance = len(G), STEADY * torch.finfo(V.dtype).eps
+    quick = G.shape[1] == 1 and T * G.shape[-1] ** 3 <= COMPILED and V.dtype == torch.float64
+    if quick and not (G.requires_grad or V.requires_grad) and _native.applies(G):
+        return compiled_smoothed_covariances(G[:, 0], V[:, 0], last[0, 0], T, tolerance).unsqueeze(1)
     # From the end on, and behind them S_m, of which the same steps make the double.
     P, steps, steady = torch.cat([last, V[-1:]]).squeeze(1), Congruence(G[-1].squeeze(0)), False
     while len(P) < T - N + 2 and not steady:
