@@ -242,7 +242,7 @@ def test_a_constant_model_is_the_same_in_the_shared_form(method, seed, T, B, Z, 
 @pytest.mark.parametrize(("z", "T"), [(1, 40), (3, 400), (8, 300)])
 @pytest.mark.parametrize("method", SHARED)
 def test_a_long_constant_model_takes_no_steps(z, T, noise, method, monkeypatch):
-    """Without Numba, covariances by doublings, also of observations without noise; smoothed ones side by side, if they have some."""
+    """Covariances by doublings, also of observations without noise; smoothed ones side by side, if they have some."""
     g = torch.Generator().manual_seed(z)
     normal = [torch.randn(*axes, generator=g, dtype=torch.float64) for axes in ((z, z), (1, z), (T, 2, 1))]
     eye, A = torch.eye(z, dtype=torch.float64), 0.9 * torch.linalg.qr(normal[0])[0]

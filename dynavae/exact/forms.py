@@ -38,7 +38,7 @@ SMOOTHERS = {
 }
 SHARED_STEPS, SCAN_STEPS, SCAN_WORK = 12, 32, 300
 """Without Numba: from so many steps on `auto` shares, and scans; it scans at most SCAN_WORK / z_dim^2 sequences."""
-COMPILED_WORK = 40_000
+COMPILED_WORK = 30_000
 """With it `auto` takes `compiled` where T B z_dim^2 is at most this, if sequences could share their covariances. Else"""
 COMPILED_STATES, COMPILED_VARYING, COMPILED_BATCH = 40, 16, 2_000
 """for at most so many states, of a constant model and of one that varies, or at most COMPILED_BATCH / z_dim^2 sequences:
