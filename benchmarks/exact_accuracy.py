@@ -143,7 +143,8 @@ def main() -> int:
         ("constant, frames missing, lengths, controls", False, "filterpy", against_filterpy),
     ]
     for case, varying, rival, compare in cases:
-        for method in ("joseph", "square_root", "parallel", *(() if varying else ("shared",)), "auto"):
+        forms = "joseph", "square_root", "parallel", "compiled", *(() if varying else ("shared",)), "auto"
+        for method in forms:
             worst = 0.0
             for seed in range(args.seeds):
                 p = problem(seed, varying)
