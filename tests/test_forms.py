@@ -450,7 +450,10 @@ def test_refusals():
     varied = "but params.m0 is not"
     with pytest.raises(ValueError, match=rf"method='shared' needs a model that is the same .*{varied}"):
         kalman_filter(params, x, observed, control, method="shared")
-    with torch.enable_grad(), pytest.raises(RuntimeError, match="once_differentiable"):
+    with (
+        torch.enable_grad(),
+        pytest.raises(RuntimeError, match="can be differentiated once only: for second"),
+    ):
         m0 = params.m0.clone().requires_grad_()
         P0 = params.P0.clone().requires_grad_()
         total = kalman_filter(
@@ -516,3 +519,85 @@ def test_the_form_that_auto_takes():
             forms.choose(varied, 9, 1),
         ]
         assert found == ["shared", "joseph", "parallel", "joseph"]
+
+
+@pytest.mark.parametrize("method", ["auto", pytest.param("compiled", marks=numba)])
+def test_second_derivatives(method):
+    """Those of the Joseph form, of the filter and of the smoother, where the first derivative that comes in is constant."""
+    problem = random_problem(2, T=4, B=2, Z=2, X=2)
+
+    def hessian(method: str) -> Tensor:
+        C = problem.params.C.clone().requires_grad_()
+        filtered, smoothed = run(problem._replace(params=problem.params._replace(C=C)), method)
+        total = filtered.log_likelihood.sum() + smoothed.mean.sum() + smoothed.covariance.sum()
+        (first,) = torch.autograd.grad(total, C, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), C)[0]
+
+    close(hessian(method), hessian("joseph"), rtol=1e-8, atol=1e-8)
+
+
+def test_a_form_that_is_differentiable_once_says_so():
+    problem = constant(random_problem(1, T=30))
+    A = problem.params.A.clone().requires_grad_()
+    total = kalman_filter(
+        problem.params._replace(A=A), problem.x, problem.observed, problem.control, method="shared"
+    )
+    with pytest.raises(RuntimeError, match="give kalman_filter and kalman_smoother method='joseph'"):
+        torch.autograd.grad(total.log_likelihood.sum(), A, create_graph=True)
+
+
+@numba
+def test_the_smoother_alone_has_the_partial_derivatives_of_the_joseph_form():
+    problem = random_problem(3)
+    filtered = kalman_filter(*problem, method="joseph")
+
+    def partial(method: str) -> tuple[Tensor, ...]:
+        free = [a.clone().requires_grad_() for a in (problem.params.A, problem.params.Q, *filtered[:4])]
+        params = problem.params._replace(A=free[0], Q=free[1])
+        smoothed = kalman_smoother(params, kalman.Filtered(*free[2:], filtered.log_likelihood), method=method)
+        g = torch.Generator().manual_seed(0)
+        total = sum((torch.randn(a.shape, generator=g, dtype=a.dtype) * a).sum() for a in smoothed[:4])
+        made = torch.autograd.grad(total, free)
+        return tuple(a + a.mT if a.shape[-1] == a.shape[-2] and i != 0 else a for i, a in enumerate(made))
+
+    for i, (ours, theirs) in enumerate(zip(partial("compiled"), partial("joseph"), strict=True)):
+        close(ours, theirs, rtol=1e-8, atol=1e-8, msg=lambda text, i=i: f"input {i}: {text}")
+
+
+def test_the_smoother_refuses_moments_of_other_lengths():
+    problem = random_problem(3)
+    filtered = kalman_filter(*problem)
+    short = filtered._replace(predicted_covariance=filtered.predicted_covariance[:4])
+    with pytest.raises(
+        ValueError, match=r"filtered.predicted_covariance should have shape \(T, B, z_dim, z_dim\)"
+    ):
+        kalman_smoother(problem.params, short)
+
+
+@numba
+def test_a_numba_that_does_not_work_is_left_alone():
+    from dynavae.exact import _numba
+
+    with (
+        mock.patch.object(_numba, "probe", side_effect=OSError("no llvmlite")),
+        pytest.warns(UserWarning, match=r"Numba is installed, but does not work \(OSError: no llvmlite\)"),
+    ):
+        assert not _native.installed.__wrapped__()
+    with mock.patch.object(_native.importlib.util, "find_spec", return_value=None):
+        assert not _native.installed.__wrapped__()
+    made = _numba._dispatcher(lambda a: a + 1)  # has no file to put a cache beside
+    assert made(1) == 2
+
+
+def test_tensors_of_inference_mode_and_transforms():
+    problem = random_problem(3)
+    with torch.inference_mode():
+        observed = problem.observed.clone()
+    A = problem.params.A.clone().requires_grad_()
+
+    def total(A: Tensor) -> Tensor:
+        params = problem.params._replace(A=A)
+        return kalman_filter(params, problem.x, observed, problem.control).log_likelihood.sum()
+
+    (expected,) = torch.autograd.grad(total(A), A)
+    close(torch.func.grad(total)(A.detach()), expected, rtol=1e-9, atol=1e-9)

@@ -374,3 +374,40 @@ def test_an_unknown_method_is_refused() -> None:
         ValueError, match="method should be one of auto, sequential, parallel, compiled; got 'fast'"
     ):
         hmm.hmm_filter(*vector_problem(), method="fast")
+
+
+def test_second_derivatives_are_differences_of_first_ones() -> None:
+    problem = [p.double() for p in vector_problem()]
+
+    def total(emission: Tensor) -> Tensor:
+        smoothed = hmm.hmm_smoother(*problem[:2], emission)
+        return (
+            hmm.hmm_filter(*problem[:2], emission).log_likelihood.sum()
+            + smoothed.log_gamma.exp()[..., 0].sum()
+        )
+
+    assert torch.autograd.gradgradcheck(total, problem[2].requires_grad_())
+    hessian = torch.autograd.functional.hessian(total, problem[2])
+    assert hessian.abs().max() > 0.1
+
+
+def test_the_gradient_of_the_best_path_is_its_own() -> None:
+    initial, transition, emission = (p.requires_grad_() for p in random_problem(2))
+    decoded = hmm.viterbi(initial, transition, emission, LENGTHS)
+    from_emission, from_transition = torch.autograd.grad(decoded.log_joint.sum(), (emission, transition))
+    valid = torch.arange(T)[:, None] < LENGTHS
+    one_hot = torch.nn.functional.one_hot(decoded.path, S) * valid.unsqueeze(-1)
+    close(from_emission, one_hot.double())
+    assert from_transition.sum().item() == int((LENGTHS - 1).sum())
+
+
+def test_nan_is_not_impossible() -> None:
+    initial, transition, emission = random_problem(2)
+    emission[2, 0] = math.nan
+    filtered = hmm.hmm_filter(initial, transition, emission)
+    assert filtered.log_likelihood[2, 0].isnan() and filtered.log_filtered[3, 0].isnan().all()
+    assert filtered.log_likelihood[:, 1].isfinite().all()
+    assert hmm.hmm_smoother(initial, transition, emission).log_gamma[1, 0].isnan().all()
+    assert hmm.hmm_filter(initial, math.nan * transition, emission).log_likelihood[1].isnan().all()
+    emission[2, 0] = math.inf
+    assert hmm.hmm_filter(initial, transition, emission).log_likelihood[2, 0].item() == math.inf

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -77,6 +80,22 @@ def congruence(
 def bare() -> AbstractContextManager[object]:
     """Inference mode if nothing is differentiated: the same numbers, and a sixth less time in what is many small calls."""
     return contextlib.nullcontext() if torch.is_grad_enabled() else torch.inference_mode()
+
+
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For the `backward` of an autograd function. PyTorch's own decorator gives wrong second derivatives without a word
+    where the derivative that comes in is constant, as that of a sum."""
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *of: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "this gradient was asked for with create_graph=True, but can be differentiated once only: for second "
+                "derivatives give kalman_filter and kalman_smoother method='joseph'."
+            )
+        return backward(ctx, *of)
+
+    return once
 
 
 def ordinary(a: Tensor) -> Tensor:

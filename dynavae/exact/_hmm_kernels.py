@@ -35,36 +35,46 @@ def _varies(a: Array, first: bool) -> bool:
 
 
 @helper
-def _normalise(a: Array, out: Array, p: Array) -> float:
-    """out = a - logsumexp(a), which is returned, and p = exp(out); impossible everywhere stays so."""
-    top, total = -math.inf, 0.0
+def _largest(a: Array, b: Array) -> float:
+    """Of a + b; NaN if there is one."""
+    top = -math.inf
     for k in range(len(a)):
-        top = max(top, a[k])
-    if top == -math.inf:
-        for k in range(len(a)):
-            out[k], p[k] = -math.inf, 0.0
-        return -math.inf
-    for k in range(len(a)):
-        p[k] = math.exp(a[k] - top)
-        total += p[k]
-    log_total = top + math.log(total)
-    for k in range(len(a)):
-        out[k] = a[k] - log_total
-        p[k] /= total
-    return log_total
+        s = a[k] + b[k]
+        if not s <= top:
+            top = s
+        if top != top:
+            break
+    return top
 
 
 @helper
 def _log_sum(a: Array, b: Array) -> float:
     """logsumexp(a + b)."""
-    top, total = -math.inf, 0.0
-    for k in range(len(a)):
-        top = max(top, a[k] + b[k])
-    if top == -math.inf:
+    top, total = _largest(a, b), 0.0
+    if not -math.inf < top < math.inf:
         return top
     for k in range(len(a)):
         total += math.exp(a[k] + b[k] - top)
     return top + math.log(total)
+
+
+@helper
+def _normalise(a: Array, b: Array, out: Array, p: Array) -> float:
+    """out = a + b - logsumexp(a + b), which is returned, and p = exp(out); impossible everywhere stays so."""
+    top, total = _largest(a, b), 0.0
+    if not -math.inf < top < math.inf:
+        for k in range(len(a)):
+            out[k] = a[k] + b[k] - (0.0 if top == -math.inf else top)
+            p[k] = math.exp(out[k])
+        return top
+    for k in range(len(a)):
+        p[k] = math.exp(a[k] + b[k] - top)
+        total += p[k]
+    log_total = top + math.log(total)
+    for k in range(len(a)):
+        out[k] = a[k] + b[k] - log_total
+        p[k] /= total
+    return log_total
 
 
 @kernel(numbers, matrix, vector, lengths_, vector, vector, numbers)
@@ -74,7 +84,7 @@ def forward(
 ) -> int:  # fmt: skip
     """Fill the last three: log p(s_t | x_1:t), log p(s_t | x_1:t-1), log p(x_t | x_1:t-1)."""
     T, B, S = log_emission.shape
-    A, p, a, total = np.empty((S, S)), np.empty((B, S)), np.empty(S), np.empty(S)
+    A, p, e, total = np.empty((S, S)), np.empty((B, S)), np.empty(S), np.empty(S)
     for t in range(T):
         for b in range(first, last):
             if t == 0:
@@ -96,8 +106,8 @@ def forward(
                     )
             going = t < lengths[b]
             for k in range(S):
-                a[k] = log_predicted[t, b, k] + (log_emission[t, b, k] if going else 0.0)
-            value = _normalise(a, log_filtered[t, b], p[b])
+                e[k] = log_emission[t, b, k] if going else 0.0
+            value = _normalise(log_predicted[t, b], e, log_filtered[t, b], p[b])
             evidence[t, b] = value if going else 0.0
     return 0
 
@@ -161,11 +171,12 @@ def backward(
 ) -> int:  # fmt: skip
     """Fill the last two: p(x_t:T | s_t) normalised over s_t, in logarithms, and the log of each step's normaliser."""
     T, B, S = log_emission.shape
-    A, p, a = np.empty((S, S)), np.empty((B, S)), np.empty(S)
+    A, p, e, future = np.empty((S, S)), np.empty((B, S)), np.empty(S), np.empty(S)
     for t in range(T - 1, -1, -1):
         for b in range(first, last):
             for j in range(S):
-                a[j] = log_emission[t, b, j] if t < lengths[b] else 0.0
+                e[j] = log_emission[t, b, j] if t < lengths[b] else 0.0
+                future[j] = 0.0
             if t < T - 1:
                 if (t == T - 2 and b == first) or _varies(log_transition, b == first):
                     _exp(log_transition[t + 1, b], A)
@@ -174,12 +185,12 @@ def backward(
                     total = 0.0
                     for k in range(S):
                         total += A[j, k] * p[b, k]
-                    a[j] += (
+                    future[j] = (
                         math.log(total)
                         if total > TINY
                         else _log_sum(log_transition[t + 1, b, j], messages[t + 1, b])
                     )
-            value = _normalise(a, messages[t, b], p[b])
+            value = _normalise(e, future, messages[t, b], p[b])
             scales[t, b] = value if t < lengths[b] else 0.0
     return 0
 

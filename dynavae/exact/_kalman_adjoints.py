@@ -1,7 +1,6 @@
 r"""The adjoints of the recursions of :mod:`dynavae.exact._kalman_kernels`, as loops that Numba compiles.
 
-`of_a`, `ab` and, in formulas, a bar are derivatives with respect to a of what is differentiated in the end. Numba's cache
-does not notice when a function of the other module changes: touch this file, too.
+`of_a`, `ab` and, in formulas, a bar are derivatives with respect to a of what is differentiated in the end.
 """
 
 from __future__ import annotations
@@ -169,26 +168,26 @@ def filter_adjoint(
     return 0
 
 
-@kernel(
-    matrix, *[vector, matrix] * 3, matrix, *[vector, matrix], *[matrix] * 2, matrix, *[vector, matrix] * 2
-)
+@kernel(matrix, *[vector, matrix] * 3, matrix, vector, *[matrix] * 3, *[matrix] * 2, *[vector, matrix] * 2)
 def smoother_adjoint(
     first: int, last: int,
     A: Array, mean: Array, covariance: Array, predicted_mean: Array, predicted_covariance: Array,
     smoothed_mean: Array, smoothed_covariance: Array, gain: Array,
     of_mean: Array, of_covariance: Array, of_gain: Array, of_cross: Array,
-    to_A: Array, to_mean: Array, to_covariance: Array, to_predicted_mean: Array, to_predicted_covariance: Array,
+    to_A: Array, to_Q: Array,
+    to_mean: Array, to_covariance: Array, to_predicted_mean: Array, to_predicted_covariance: Array,
 ) -> int:  # fmt: skip
-    r"""Add to the last five the derivatives of what the four adjoints before them weigh; the arrays of moments hold zeros.
+    r"""Add to the last six the derivatives of what the four adjoints before them weigh; the arrays of moments hold zeros.
 
-    Of :math:`m_{t|T} = m_{t|t} + G (m_{t+1|T} - m_{t+1|t})`, :math:`P_{t|T} = P_{t|t} + G (P_{t+1|T} - P_{t+1|t}) G'`,
-    :math:`P_{t+1|T} G'` and :math:`G = P_{t|t} A' P_{t+1|t}^{-1}`.
+    With :math:`J = I - G A` they are those of :math:`m_{t|T} = m_{t|t} + G (m_{t+1|T} - m_{t+1|t})`, of
+    :math:`P_{t|T} = J P_{t|t} J^\top + G Q G^\top + G P_{t+1|T} G^\top`, whose first two terms to first order do not change
+    with G, of :math:`P_{t+1|T} G^\top`, and of :math:`G = P_{t|t} A^\top P_{t+1|t}^{-1}`.
     """
     T, _, z = mean.shape
     mb, d = np.empty(z), np.empty(z)
-    Pb, P, F, L, G, D, X, Gb, Y = (
+    Pb, P, P_f, F, L, G, J, X, Gb, Y = (
         np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)),
-        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)),
+        np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)), np.empty((z, z)),
     )  # fmt: skip
     for t in range(T):
         for b in range(first, last):
@@ -202,46 +201,51 @@ def smoother_adjoint(
                 continue
             _copy(A[t + 1, b], F)
             _copy(gain[t, b], G)
+            _copy(covariance[t, b], P_f)
+            _copy(predicted_covariance[t + 1, b], P)
+            _regular_cholesky(P, L, z)
             _copy(smoothed_covariance[t + 1, b], P)
-            _copy(predicted_covariance[t + 1, b], D)
-            _regular_cholesky(D, L, z)
             for i in range(z):
                 d[i] = smoothed_mean[t + 1, b, i] - predicted_mean[t + 1, b, i]
-                for j in range(z):
-                    D[i, j] = P[i, j] - D[i, j]
             _times(Pb, G, X, z, z, z)
             for i in range(z):
                 for j in range(z):
                     s = mb[i] * d[j] + of_gain[t, b, i, j]
                     for a in range(z):
-                        s += 2 * X[i, a] * D[a, j] + of_cross[t, b, a, i] * P[a, j]
+                        s += 2 * X[i, a] * P[a, j] + of_cross[t, b, a, i] * P[a, j]
                     Gb[i, j] = s
-            _transposed_times(G, X, Pb, z, z, z)  # of P_{t+1|T} - P_{t+1|t}
+            _transposed_times(G, X, Y, z, z, z)  # of Q and of P_{t+1|T}
             for i in range(z):
                 s = 0.0
                 for j in range(z):
                     s += G[j, i] * mb[j]
-                d[i] = s
+                to_predicted_mean[t + 1, b, i] -= s
+                to_mean[t + 1, b, i] += s
+                for j in range(z):
+                    to_Q[t + 1, b, i, j] += Y[i, j]
+                    s = Y[i, j]
+                    for a in range(z):
+                        s += 0.5 * (of_cross[t, b, i, a] * G[a, j] + of_cross[t, b, j, a] * G[a, i])
+                    to_covariance[t + 1, b, i, j] += s
+                    s = 1.0 if i == j else 0.0
+                    for a in range(z):
+                        s -= G[i, a] * F[a, j]
+                    J[i, j] = s
+            _times(Pb, J, X, z, z, z)
+            _transposed_times(G, X, Y, z, z, z)
+            _transposed_times(J, X, Pb, z, z, z)
             _solve_rows(L, Gb, X, z, z)  # of P A'
             _times(X, F, Gb, z, z, z)
-            _transposed_times(G, X, Y, z, z, z)
-            _copy(covariance[t, b], D)
             for i in range(z):
-                to_predicted_mean[t + 1, b, i] -= d[i]
-                to_mean[t + 1, b, i] += d[i]
                 for j in range(z):
-                    to_covariance[t, b, i, j] += 0.5 * (Gb[i, j] + Gb[j, i])
-                    to_predicted_covariance[t + 1, b, i, j] -= Pb[i, j] + 0.5 * (Y[i, j] + Y[j, i])
+                    # In place of the weight of P_{t|T}, which was added above.
+                    to_covariance[t, b, i, j] = Pb[i, j] + 0.5 * (Gb[i, j] + Gb[j, i])
                     s = 0.0
                     for a in range(z):
-                        s += X[a, i] * D[a, j]
+                        s += (X[a, i] - 2 * Y[i, a]) * P_f[a, j]
                     to_A[t + 1, b, i, j] += s
-            for i in range(z):
-                for j in range(z):
                     s = 0.0
                     for a in range(z):
-                        s += of_cross[t, b, i, a] * G[a, j]
-                    Y[i, j] = s
-            _add_symmetric(Y, to_covariance[t + 1, b])
-            _add_symmetric(Pb, to_covariance[t + 1, b])
+                        s += 0.5 * (G[a, i] * X[a, j] + G[a, j] * X[a, i])
+                    to_predicted_covariance[t + 1, b, i, j] -= s
     return 0

@@ -8,8 +8,10 @@ sequences `first`, ..., `last` - 1, step after step, which is their order in mem
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -19,12 +21,37 @@ Array = np.ndarray
 numbers, vector, matrix = "float64[:,:]", "float64[:,:,:]", "float64[:,:,:,:]"  # for each step and sequence
 mask, integers = "boolean[:,:,:]", "int64[:,:]"
 
-OPTIONS: dict[str, Any] = dict(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+OPTIONS: dict[str, Any] = dict(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+
+
+def _stamp() -> str:
+    """Of everything that is compiled: Numba looks at a function's own file only, not at those of what it calls."""
+    sources = sorted(Path(__file__).parent.glob("*_kernels.py")) + sorted(
+        Path(__file__).parent.glob("*_adjoints.py")
+    )
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for source in sources:
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+STAMP = _stamp()
+
+
+def _dispatcher(function: Callable[..., Any]) -> Any:
+    """With a cache, if there is a folder for it."""
+    function = inspect.unwrap(function)  # not the type checks that tests put around it
+    try:
+        made = numba.njit(cache=True, **OPTIONS)(function)
+        made._cache._cache_file._source_stamp = STAMP
+    except (RuntimeError, AttributeError):
+        made = numba.njit(**OPTIONS)(function)
+    return made
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiled into the kernels that call it."""
-    made: Callable[..., Any] = numba.njit(inspect.unwrap(function), **OPTIONS)
+    made: Callable[..., Any] = _dispatcher(function)
     return made
 
 
@@ -32,12 +59,13 @@ def kernel(*types: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Compiled for these types at the first call; later processes read the result from Numba's cache."""
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
-        signature = f"int64(int64, int64, {', '.join(types)})"
-
         @functools.cache
         def compiled() -> Callable[..., int]:
-            made: Callable[..., int] = numba.njit(signature, **OPTIONS)(inspect.unwrap(function))
-            return made
+            made = _dispatcher(function)
+            made.compile(f"int64(int64, int64, {', '.join(types)})")
+            made.disable_compile()
+            done: Callable[..., int] = made
+            return done
 
         @functools.wraps(function)
         def call(first: int, last: int, *arguments: Any) -> int:
@@ -46,3 +74,9 @@ def kernel(*types: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
         return call
 
     return decorate
+
+
+@kernel("float64[:]")
+def probe(first: int, last: int, a: Array) -> int:
+    """The number of sequences, to see whether anything compiles."""
+    return last - first

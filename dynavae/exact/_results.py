@@ -21,7 +21,7 @@ class Filtered(NamedTuple):
         factor: of the covariance, L L' = P_{t|t}, lower triangular, which `method="square_root"` propagates and no other
             form has. It keeps the digits that the product loses; it carries no gradient.
         predicted_factor: likewise of the predicted covariance.
-        wide: all this in float64, of float32 arguments and `method="auto"`: what smoother and samples read.
+        wide: all this in float64, of float32 arguments and `method="auto"` or "compiled": what smoother and samples read.
     """
 
     mean: Float[Tensor, "T B z_dim"]

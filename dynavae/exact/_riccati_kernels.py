@@ -1,7 +1,6 @@
 """Covariances of a model that does not change, with complete data, as loops that Numba compiles.
 
-`first` and `last` are steps here. Numba's cache does not notice when a function of another module changes: touch this file,
-too.
+`first` and `last` are steps here.
 """
 
 from __future__ import annotations

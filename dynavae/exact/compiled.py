@@ -3,8 +3,8 @@ r"""The Kalman filter and smoother in machine code, on a CPU, by Numba: no form 
 A loop over steps of small matrices spends its time between the operations, not in them. Compiled
 (:mod:`dynavae.exact._kalman_kernels`, and :mod:`dynavae.exact._kalman_adjoints`), a step of four states takes less than a
 microsecond, whatever varies or is missing; large batches are divided among PyTorch's threads. The results are those of the
-Joseph form, and so are the gradients: the adjoints of filter and smoother are written out, and can be differentiated once.
-Everything is computed in float64.
+Joseph form, and so are the gradients: the adjoints of filter and smoother are written out. Derivatives of derivatives go
+through the Joseph form itself. Everything is computed in float64.
 
 Numba is optional, `pip install "dynavae[compiled]"`. The first call on a machine compiles, for some seconds; later processes
 read the result from Numba's cache (`NUMBA_CACHE_DIR`).
@@ -12,16 +12,18 @@ read the result from Numba's cache (`NUMBA_CACHE_DIR`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dynavae.exact._native import Gradients, arrays, for_sequences
+from dynavae.exact._algebra import ordinary
+from dynavae.exact._native import Gradients, again, arrays, for_sequences
 from dynavae.exact._results import Filtered, Smoothed
-from dynavae.exact.linear_gaussian import LinearGaussian
+from dynavae.exact.joseph import joseph_filter, joseph_smoother
+from dynavae.exact.linear_gaussian import LinearGaussian, observed_emission
 
 AXES = (1, 2, 2, 2, 2, 2, 1, 1)
 """Of m0, P0, A, Q, C, R, f and y, besides steps and sequences."""
@@ -49,7 +51,7 @@ def compiled_covariances(
 
     x, z = C.shape
     shapes = (z, z), (z, x), (z, z), (x, x)
-    out = tuple(torch.empty(steps, *shape, dtype=torch.float64) for shape in shapes)
+    out = tuple(A.new_empty(steps, *shape) for shape in shapes)
     found = _riccati_kernels.riccati(0, steps, *arrays(P0, A, Q, C, R), tolerance, *arrays(*out))
     P, K, P_f, L = (a[: max(found, 0)] for a in out)
     return found, (P, K, P_f, L)
@@ -92,12 +94,14 @@ class _Filter(torch.autograd.Function):
                 f"S_t = C P C' + R is not positive definite at t={t}, sequence {b}. Check that Q, R and P0 are positive "
                 "definite; raise their diagonal."
             )
-        ctx.save_for_backward(*inputs, observed, *out[:4])
+        ctx.save_for_backward(*map(ordinary, (*inputs, observed)), *out[:4])
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            *inputs, observed = ctx.saved_tensors[:9]
+            return *again(functools.partial(_joseph_filter, observed), inputs, of), None
         from dynavae.exact import _kalman_adjoints
 
         *inputs, observed, mean, covariance, predicted_mean, predicted_covariance = ctx.saved_tensors
@@ -108,7 +112,7 @@ class _Filter(torch.autograd.Function):
         read = arrays(*known)
         for_sequences(
             _kalman_adjoints.filter_adjoint, B, 2 * _work(T, B, z),
-            lambda: (*read, *arrays(*_everywhere(into.more(), T, B))),
+            lambda: (*read, *arrays(*_everywhere(into.more(), T, B))), into.most,
         )  # fmt: skip
         return *into.total(), None
 
@@ -129,23 +133,37 @@ class _Smoother(torch.autograd.Function):
                 f"P_{{t+1|t}} = A P A' + Q is not positive semidefinite at t={t}, sequence {b}. Check that Q, R and P0 are "
                 "covariances."
             )
-        ctx.save_for_backward(A, *moments, *out[:3])
+        ctx.save_for_backward(*map(ordinary, (A, Q, *moments)), *out[:3])
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return tuple(again(_joseph_smoother, ctx.saved_tensors[:6], of))
         from dynavae.exact import _kalman_adjoints
 
-        A, *known = ctx.saved_tensors
+        A, Q, *known = ctx.saved_tensors
         T, B, z = known[0].shape
-        into, to_moments = Gradients([A], [2]), [torch.zeros_like(a) for a in known[:4]]
+        into, to_moments = Gradients([A, Q], [2, 2]), [torch.zeros_like(a) for a in known[:4]]
         read, to = arrays(A.expand(T, B, z, z), *known, *of), arrays(*to_moments)
-        for_sequences(
-            _kalman_adjoints.smoother_adjoint, B, 2 * _work(T, B, z),
-            lambda: (*read, *arrays(into.more()[0].expand(T, B, z, z)), *to),
-        )  # fmt: skip
-        return into.total()[0], None, *to_moments
+
+        def given() -> tuple[Any, ...]:
+            return *read, *arrays(*(a.expand(T, B, z, z) for a in into.more())), *to
+
+        for_sequences(_kalman_adjoints.smoother_adjoint, B, 2 * _work(T, B, z), given, into.most)
+        return *into.total(), *to_moments
+
+
+def _joseph_filter(observed: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The same by automatic differentiation: of m0, P0, A, Q, C, R, f and y."""
+    params = LinearGaussian(*inputs[:6])
+    emission = observed_emission(params, inputs[7], observed, torch.zeros_like(inputs[7]))
+    return tuple(joseph_filter(params, emission, inputs[6])[:5])
+
+
+def _joseph_smoother(A: Tensor, Q: Tensor, *moments: Tensor) -> tuple[Tensor, ...]:
+    params = LinearGaussian(A[..., 0], Q, A, Q, A, Q)  # the smoother reads A and Q only
+    return tuple(joseph_smoother(params, Filtered(*moments, log_likelihood=moments[0][..., 0]))[:4])
 
 
 def _work(T: int, B: int, z: int) -> float:

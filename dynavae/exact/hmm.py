@@ -14,6 +14,8 @@ Pure, differentiable functions of three log-potentials, time-first:
 Frames from `lengths` on do not exist: their emissions, NaN included, are not read, and the result there is
 stated by each function. A log-potential of minus infinity is a structural zero; gradients stay finite.
 
+On a CPU with Numba the recursions run in machine code; of second derivatives they are the loop over tensors.
+
 Reference: Rabiner, A Tutorial on Hidden Markov Models and Selected Applications in Speech Recognition, 1989.
 """
 
@@ -25,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dynavae.exact import hmm_compiled, hmm_parallel
+from dynavae.exact import hmm_compiled, hmm_loop, hmm_parallel
 from dynavae.exact._algebra import into_later, per_step
 from dynavae.exact._entry import entry
 from dynavae.exact.markov_chain import (
@@ -33,7 +35,6 @@ from dynavae.exact.markov_chain import (
     check_uniform,
     draw,
     ends,
-    logsumexp,
     normalise,
     repeat_last,
     simulate,
@@ -133,7 +134,6 @@ def hmm_filter(
         >>> hmm_filter(log_initial, log_transition, log_emission).log_likelihood.exp().squeeze(1)
         tensor([0.5000, 0.6440])
     """
-    T, B, _ = log_emission.shape
     valid = valid_frames(log_emission, lengths)
     method = hmm_parallel.choose(method, log_emission)
     if method == "compiled":
@@ -144,29 +144,8 @@ def hmm_filter(
         emission = torch.where(valid.unsqueeze(-1), log_emission, 0.0)
         log_filtered, log_predicted, evidence = hmm_parallel.forward(log_initial, log_transition, emission)
         return Filtered(log_filtered, log_predicted, torch.where(valid, evidence, 0.0))
-    predicted = log_initial.expand(B, -1)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
-    emissions = torch.where(valid.unsqueeze(-1), log_emission, 0.0).unbind(0)
-    for t, (transition, emission) in enumerate(zip(per_step(log_transition, T), emissions, strict=True)):
-        if t > 0:
-            predicted = logsumexp(rows[-1][0].unsqueeze(-1) + transition, -2)
-        filtered, evidence = normalise(predicted + emission)
-        rows.append((filtered, predicted, evidence))
-    log_filtered, log_predicted, evidence = (torch.stack(part) for part in zip(*rows, strict=True))
-    return Filtered(log_filtered, log_predicted, torch.where(valid, evidence, 0.0))
-
-
-def _backward(log_transition: Tensor, log_emission: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Messages p(x_t:T | s_t) normalised over s_t, and the log of each step's normaliser."""
-    transitions = per_step(log_transition, log_emission.shape[0])
-    emissions = torch.where(valid.unsqueeze(-1), log_emission, 0.0).unbind(0)
-    rows = [normalise(emissions[-1])]
-    for t in range(len(emissions) - 2, -1, -1):
-        future = logsumexp(transitions[t + 1] + rows[-1][0].unsqueeze(-2), -1)
-        future = torch.where(valid[t + 1].unsqueeze(-1), future, 0.0)
-        rows.append(normalise(emissions[t] + future))
-    messages, scales = zip(*rows[::-1], strict=True)
-    return torch.stack(messages), torch.where(valid, torch.stack(scales), 0.0)
+    log_filtered, log_predicted, evidence = hmm_loop.forward(log_initial, log_transition, log_emission, valid)
+    return Filtered(log_filtered, log_predicted, evidence)
 
 
 def _check_backward(log_transition: Any, log_emission: Any, lengths: Any = None) -> None:
@@ -206,7 +185,7 @@ def backward_messages(
     if hmm_parallel.choose("auto", log_emission) == "compiled":
         messages, scales = hmm_compiled.backward(log_transition, log_emission, ends(log_emission, lengths))
     else:
-        messages, scales = _backward(log_transition, log_emission, valid)
+        messages, scales = hmm_loop.backward(log_transition, log_emission, valid)
     log_beta = messages + scales.flip(0).cumsum(0).flip(0).unsqueeze(-1)
     return torch.where(valid.unsqueeze(-1), log_beta, 0.0)
 
@@ -248,7 +227,7 @@ def hmm_smoother(
         emission = torch.where(valid.unsqueeze(-1), log_emission, 0.0)
         messages = hmm_parallel.backward(log_transition, emission, valid)
     else:
-        messages, _ = _backward(log_transition, log_emission, valid)
+        messages, _ = hmm_loop.backward(log_transition, log_emission, valid)
     log_gamma, evidence = normalise(filtered.log_predicted + messages)
     evidence = evidence.masked_fill(evidence == -torch.inf, 0.0)[1:, :, None, None]
     # Summed over s_t-1 this is p(s_t | x_1:t-1) times the message: the normaliser is the same.
@@ -284,9 +263,9 @@ def viterbi(
     """
     T, B, S = log_emission.shape
     if hmm_parallel.choose("auto", log_emission) == "compiled":
-        return Decoded(
-            *hmm_compiled.best_path(log_initial, log_transition, log_emission, ends(log_emission, lengths))
-        )
+        inputs = log_initial, log_transition, log_emission
+        path = hmm_compiled.best_path(*inputs, ends(log_emission, lengths))
+        return Decoded(path, _log_joint(path, *inputs, valid_frames(log_emission, lengths)))
     valid = valid_frames(log_emission, lengths)
     emissions = torch.where(valid.unsqueeze(-1), log_emission, 0.0).unbind(0)
     stay = torch.arange(S, device=log_emission.device).expand(B, S)
@@ -302,6 +281,18 @@ def viterbi(
     for pointer in reversed(pointers):
         path.append(pointer.gather(-1, path[-1].unsqueeze(-1)).squeeze(-1))
     return Decoded(torch.stack(path[::-1]), log_joint)
+
+
+def _log_joint(
+    path: Tensor, log_initial: Tensor, log_transition: Tensor, log_emission: Tensor, valid: Tensor
+) -> Tensor:
+    """log p(path, x)."""
+    T, B, S = log_emission.shape
+    now = path.unsqueeze(-1)
+    into = into_later(log_transition).expand(T - 1, B, S, S)
+    into = into.gather(-2, now[:-1].unsqueeze(-1).expand(-1, -1, 1, S)).squeeze(-2).gather(-1, now[1:])
+    steps = torch.cat([log_initial.expand(1, B, S).gather(-1, now[:1]), into]) + log_emission.gather(-1, now)
+    return torch.where(valid, steps.squeeze(-1), 0.0).sum(0)
 
 
 def _check_sample(log_transition: Any, filtered: Any, uniform: Any, lengths: Any = None) -> None:

@@ -1,7 +1,7 @@
 r"""The recursions of the hidden Markov model in machine code, on a CPU, by Numba (:mod:`dynavae.exact._hmm_kernels`).
 
-The results are those of the loop over tensors, and so are the gradients, which can be differentiated once. Everything is
-computed in float64.
+The results are those of the loop over tensors (:mod:`dynavae.exact.hmm_loop`), and so are the gradients; derivatives of
+derivatives go through that loop itself. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dynavae.exact._native import Gradients, arrays, for_sequences
+from dynavae.exact import hmm_loop
+from dynavae.exact._algebra import ordinary
+from dynavae.exact._native import Gradients, again, arrays, for_sequences
+from dynavae.exact.markov_chain import valid_frames
 
 Potentials = tuple[Tensor, Tensor, Tensor]
 
@@ -31,18 +33,16 @@ def backward(log_transition: Tensor, log_emission: Tensor, lengths: Tensor) -> t
 
 
 @torch.no_grad()
-def best_path(
-    log_initial: Tensor, log_transition: Tensor, log_emission: Tensor, lengths: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The most probable states and their log-probability, for :func:`dynavae.exact.hmm.viterbi`."""
+def best_path(log_initial: Tensor, log_transition: Tensor, log_emission: Tensor, lengths: Tensor) -> Tensor:
+    """The most probable states (T, B), for :func:`dynavae.exact.hmm.viterbi`."""
     from dynavae.exact import _hmm_kernels
 
     T, B, S = log_emission.shape
     inputs = _double(log_initial, log_transition, log_emission)
-    path, log_joint = torch.empty(T, B, dtype=torch.int64), inputs[2].new_empty(B)
+    path, log_joint = lengths.new_empty(T, B), inputs[2].new_empty(B)
     given = arrays(inputs[0].expand(B, S), inputs[1].expand(T, B, S, S), inputs[2], lengths, path, log_joint)
     for_sequences(_hmm_kernels.best_path, B, _work(T, B, S), lambda: given)
-    return path, log_joint.to(log_emission.dtype)
+    return path
 
 
 class _Forward(torch.autograd.Function):
@@ -57,12 +57,14 @@ class _Forward(torch.autograd.Function):
         inputs = log_initial.expand(B, S), log_transition.expand(T, B, S, S), log_emission
         given = arrays(*inputs, lengths, *out)
         for_sequences(_hmm_kernels.forward, B, _work(T, B, S), lambda: given)
-        ctx.save_for_backward(log_initial, log_transition, log_emission, lengths, *out[:2])
+        ctx.save_for_backward(*map(ordinary, (log_initial, log_transition, log_emission, lengths)), *out[:2])
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            *inputs, lengths = ctx.saved_tensors[:4]
+            return *again(lambda *a: hmm_loop.forward(*a, valid_frames(a[-1], lengths)), inputs, of), None
         from dynavae.exact import _hmm_kernels
 
         *inputs, lengths, log_filtered, log_predicted = ctx.saved_tensors
@@ -74,7 +76,7 @@ class _Forward(torch.autograd.Function):
             initial, transition, emission = into.more()
             return *read, *arrays(initial.expand(B, S), transition.expand(T, B, S, S), emission)
 
-        for_sequences(_hmm_kernels.forward_adjoint, B, 2 * _work(T, B, S), given)
+        for_sequences(_hmm_kernels.forward_adjoint, B, 2 * _work(T, B, S), given, into.most)
         return *into.total(), None
 
 
@@ -89,12 +91,14 @@ class _Backward(torch.autograd.Function):
         out = torch.empty_like(log_emission), log_emission.new_empty(T, B)
         given = arrays(log_transition.expand(T, B, S, S), log_emission, lengths, *out)
         for_sequences(_hmm_kernels.backward, B, _work(T, B, S), lambda: given)
-        ctx.save_for_backward(log_transition, log_emission, lengths, out[0])
+        ctx.save_for_backward(*map(ordinary, (log_transition, log_emission, lengths)), out[0])
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *of: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            *inputs, lengths = ctx.saved_tensors[:3]
+            return *again(lambda *a: hmm_loop.backward(*a, valid_frames(a[-1], lengths)), inputs, of), None
         from dynavae.exact import _hmm_kernels
 
         *inputs, lengths, messages = ctx.saved_tensors
@@ -106,7 +110,7 @@ class _Backward(torch.autograd.Function):
             transition, emission = into.more()
             return *read, *arrays(transition.expand(T, B, S, S), emission)
 
-        for_sequences(_hmm_kernels.backward_adjoint, B, 2 * _work(T, B, S), given)
+        for_sequences(_hmm_kernels.backward_adjoint, B, 2 * _work(T, B, S), given, into.most)
         return *into.total(), None
 
 

@@ -111,8 +111,13 @@ def _check_filtered(params: Any, filtered: Any) -> None:
     T, B, _ = filtered.mean.shape
     inputless = params._replace(B=None, D=None)  # the controls are already in the predicted means
     check_parameters(inputless, T, B)
-    check_shape("filtered.mean", filtered.mean, (T, B, params.m0.shape[-1]), "(T, B, z_dim)")
-    check_float("filtered.mean", filtered.mean, like=params.m0)
+    z = params.m0.shape[-1]
+    for name, axes in (("mean", 1), ("covariance", 2), ("predicted_mean", 1), ("predicted_covariance", 2)):
+        value = getattr(filtered, name)
+        check_shape(
+            f"filtered.{name}", value, (T, B, *[z] * axes), f"({', '.join(['T', 'B', *['z_dim'] * axes])})"
+        )
+        check_float(f"filtered.{name}", value, like=params.m0)
 
 
 def _check_smoother(params: Any, filtered: Any, method: str = "auto") -> None:

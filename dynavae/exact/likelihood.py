@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dynavae.exact import forms
-from dynavae.exact._algebra import symmetric
+from dynavae.exact._algebra import differentiable_once, symmetric
 from dynavae.exact._entry import entry
 from dynavae.exact._innovations import adjoints, means, times
 from dynavae.exact._patterned import groups
@@ -99,7 +98,7 @@ class _LogLikelihood(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         A, C, P, K, P_f, V, Omega, s, white, valid, seen = ctx.saved_tensors
         columns, N, x = ctx.columns, len(P), white.shape[-2]

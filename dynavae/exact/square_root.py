@@ -30,9 +30,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dynavae.exact._algebra import into_later, matvec, per_step, semidefinite_cholesky, symmetric
+from dynavae.exact._algebra import (
+    differentiable_once,
+    into_later,
+    matvec,
+    per_step,
+    semidefinite_cholesky,
+    symmetric,
+)
 from dynavae.exact._results import Filtered, Smoothed
 from dynavae.exact.linear_gaussian import Emission, LinearGaussian
 
@@ -43,7 +49,7 @@ class _WithDerivative(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 

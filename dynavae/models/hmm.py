@@ -175,9 +175,10 @@ class HMM(SequentialLVM):
             p = emission_of_states(self.p_x, self.states)
             x, observed = (a.flatten(2).transpose(0, 1) for a in (batch.x, batch.observed))
             log_b = p.log_prob(x.double().unsqueeze(-2), observed.unsqueeze(-2))
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             chain = [
-                a.detach().double().requires_grad_() for a in (self.log_initial, self.log_transition, log_b)
+                a.detach().double().clone().requires_grad_()
+                for a in (self.log_initial, self.log_transition, log_b)
             ]
             log_likelihood = hmm.hmm_filter(*chain, batch.lengths).log_likelihood.sum()
             initial, transition, gamma = torch.autograd.grad(log_likelihood, chain, materialize_grads=True)
