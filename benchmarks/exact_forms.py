@@ -77,7 +77,7 @@ def main() -> int:
             for method, seen in times.items():
                 seen.append(run(params, x, method))
         ms = {method: round(statistics.median(seen), 2) for method, seen in times.items()}
-        auto = choose(params, T, B, B if kind == "gaps" else 1)
+        auto = choose(params, T, B, B if kind == "gaps" else 0)
         record = {"kind": kind, "dim": z, "steps": T, "batch": B, "ms": ms, "auto": auto}
         records.append(record | {"to_fastest": round(ms[auto] / min(ms.values()), 2)})
         print(records[-1], flush=True)

@@ -498,17 +498,20 @@ def test_the_form_that_auto_takes():
     varied = walk._replace(A=eye.expand(1000, 1, 4, 4))
     large = LinearGaussian(*(torch.zeros(41), *[torch.eye(41)] * 5))
     observed = torch.ones(1000, 64, 2, dtype=torch.bool)
+    assert forms.patterns(observed) == 0
+    observed[900] = False
     assert forms.patterns(observed) == 1
     observed[:500, 7] = observed[3:, 9, 1] = False
     assert forms.patterns(observed) == 3
     with mock.patch.object(_native, "installed", return_value=True):
         assert forms.choose(walk, 1000, 1) == forms.choose(varied, 1000, 64) == "compiled"
-        assert [forms.choose(walk, 1000, 64, patterns) for patterns in (1, 3, 64)] == [
+        assert [forms.choose(walk, 1000, 64, patterns) for patterns in (0, 3, 64)] == [
             "shared",
             "shared",
             "compiled",
         ]
         assert forms.choose(large, 9, 64, 64) == "joseph"
+        assert forms.choose(walk, 9000, 1, 1) == "compiled" and forms.choose(walk, 9000, 1) == "shared"
         with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
             assert forms.choose(walk, 1000, 1) == "shared"
     with mock.patch.object(_native, "installed", return_value=False):

@@ -43,11 +43,11 @@ COMPILED_WORK = 30_000
 COMPILED_STATES, COMPILED_VARYING, COMPILED_BATCH = 40, 16, 2_000
 """for at most so many states, of a constant model and of one that varies, or at most COMPILED_BATCH / z_dim^2 sequences:
 larger products are faster in BLAS."""
-FEW_PATTERNS = 4
+FEW_PATTERNS = 8
 """Sequences are taken to share their covariances if there are at least so many for each pattern of gaps."""
 
 
-def choose(params: LinearGaussian, T: int, B: int, patterns: int = 1) -> str:
+def choose(params: LinearGaussian, T: int, B: int, patterns: int = 0) -> str:
     """The form that `method="auto"` takes, by what was measured on a 2-core CPU (benchmarks/exact_forms.py).
 
     On a CPU with Numba `compiled`, unless covariances that a large batch shares (`shared`), or products of large matrices
@@ -60,7 +60,7 @@ def choose(params: LinearGaussian, T: int, B: int, patterns: int = 1) -> str:
         params: the model.
         T: steps.
         B: sequences.
-        patterns: how many of them differ in what is observed.
+        patterns: in how many ways they miss values; 0 if none is missing.
 
     Example:
         >>> I = torch.eye(2)
@@ -72,7 +72,7 @@ def choose(params: LinearGaussian, T: int, B: int, patterns: int = 1) -> str:
         return "square_root"
     z, constant = params.m0.shape[-1], varying(params) is None
     if _native.applies(params.m0):
-        if constant and FEW_PATTERNS * (patterns - 1) <= B - 1:
+        if constant and FEW_PATTERNS * patterns <= B:
             return "compiled" if T * B * z**2 <= COMPILED_WORK else "shared"
         if z <= (COMPILED_STATES if constant else COMPILED_VARYING) or B * z**2 <= COMPILED_BATCH:
             return "compiled"
@@ -82,7 +82,9 @@ def choose(params: LinearGaussian, T: int, B: int, patterns: int = 1) -> str:
 
 
 def patterns(observed: Tensor) -> int:
-    """In how many ways sequences (T, B, x_dim) differ in what is observed."""
+    """In how many ways sequences (T, B, x_dim) miss values; 0 if none is missing."""
+    if bool(observed.all()):
+        return 0
     if bool((observed == observed[:, :1]).all()):
         return 1
     return len(torch.unique(observed.transpose(0, 1).flatten(1), dim=0))
@@ -140,7 +142,8 @@ def run_smoother(method: str, params: LinearGaussian, filtered: Filtered) -> Smo
         source = tree_map(_wide, source)
     else:
         T, B, _ = source.mean.shape
-        method = choose(params, T, B, 1 if one_for_all(source) else B)
+        steady = torch.equal(source.covariance[-1, :1], source.covariance[-2:-1, 0])  # nothing was missing
+        method = choose(params, T, B, B if not one_for_all(source) else 0 if steady else 1)
     params = tree_map(lambda a: a.to(source.mean.dtype), params)
     smoothed = SMOOTHERS[method](params, source)
     return tree_map(lambda a: a.to(dtype), smoothed)

@@ -59,7 +59,7 @@ def log_likelihood(
     observed = ~x.isnan() if observed is None else observed
     f, g = offsets(params, T, B, control)
     p, complete = plain(params), bool(observed.all())
-    if forms.choose(p, T, B, 1 if complete else groups(observed)[0].number) == "compiled":
+    if forms.choose(p, T, B, 0 if complete else groups(observed)[0].number) == "compiled":
         return forms.run_filter("compiled", params, x, observed, f, g).log_likelihood.sum(0)
     y = x if complete else torch.where(observed, x, 0.0)
     if params.D is not None or params.d is not None:
