@@ -19,7 +19,8 @@ the `missing` file lacks there, and at the hours at which it lacks values in the
 nearer to that of the test months). Every method tries the settings in `CANDIDATES`; weights are chosen by the validation
 bound (the GRU's by its validation error), the setting by the MAE on the hidden validation values, and the chosen one is
 run on the test split once. One seed. `also_tried_on_validation`, where a record has it, lists settings that were tried by
-hand before `CANDIDATES` was written, on validation values only; this program does not run them.
+hand before `CANDIDATES` was written, on validation values only; this program does not run them. On PhysioNet EM joined the
+candidates of the LGSSM when it had become fast enough, after a first record by gradient (MAE 0.296).
 """
 
 from __future__ import annotations
