@@ -1,6 +1,7 @@
 """Speed of the engine against the plain loop over t, and against the matrix products alone.
 
     python benchmarks/engine_speed.py [--threads N] [--models VRNN,DKF] [--sizes 128x50,32x150] [--repeats 5] [--no-growth]
+    python benchmarks/engine_speed.py --device cuda
 
 Four models of the speech literature (x 257, z 16, LSTM of 128, hidden layers of their papers, gamma likelihood of a power
 spectrum), float32. `loop_ms` is the same mathematics with the same weights and noise written in the usual way
@@ -11,6 +12,9 @@ loops down. They take turns of one step to warm up and one that counts; medians 
 Gradients of both are compared first (`grad_error`, relative to the largest entry of each parameter's gradient); above 1e-5
 in float64 the program stops.
 `peak_mb`: greatest resident memory of one training step above what the process held before it.
+
+On a GPU `fast_ms` has the loop over time in a CUDA graph (`compile="recursion"`), `launched_ms` has not; the rate is that of
+a 4096 x 4096 product, without TF32, and `peak_mb` is what torch allocated there.
 """
 
 from __future__ import annotations
@@ -51,16 +55,21 @@ X_DIM = 257
 class Case:
     """One model at one size: both ways to take a training step, and to score."""
 
-    def __init__(self, name: str, batch: int, steps: int, particles: int = 1, **options: Any) -> None:
+    def __init__(
+        self, name: str, batch: int, steps: int, particles: int = 1, device: str = "cpu", **options: Any
+    ) -> None:
         torch.manual_seed(0)
         kind = plain_loops.MODELS[name]
-        self.name, self.model = name, kind(X_DIM, emission="power_spectrum", **options)
-        self.batch = Sequences.from_arrays(torch.rand(batch, steps, X_DIM) + 0.1)
+        self.name, self.model = name, kind(X_DIM, emission="power_spectrum", **options).to(device)
+        self.batch = Sequences.from_arrays(torch.rand(batch, steps, X_DIM) + 0.1).to(device)
         self.noise = draw(self.model, steps, particles, batch)
-        self.particles = particles
+        self.particles, self.device = particles, device
 
     def fast(self) -> Tensor:
-        trajectory = scan(self.model, self.batch, particles=self.particles, noise=self.noise)
+        return self.launched(compile="recursion" if self.device == "cuda" else False)
+
+    def launched(self, compile: bool | str = False) -> Tensor:
+        trajectory = scan(self.model, self.batch, particles=self.particles, noise=self.noise, compile=compile)
         return -objectives.elbo(trajectory).mean()
 
     def plain(self, whole: bool = False) -> Tensor:
@@ -73,15 +82,15 @@ class Case:
     def train(self, loss: Callable[[], Tensor]) -> float:
         """Seconds of one forward and backward pass."""
         self.model.zero_grad()
-        begin = time.perf_counter()
+        begin = now(self.device)
         loss().backward()
-        return time.perf_counter() - begin
+        return now(self.device) - begin
 
     def infer(self, loss: Callable[[], Tensor]) -> float:
-        begin = time.perf_counter()
+        begin = now(self.device)
         with torch.no_grad():
             loss()
-        return time.perf_counter() - begin
+        return now(self.device) - begin
 
     def double(self) -> Case:
         self.model.double()
@@ -103,22 +112,30 @@ class Case:
         )
 
 
-def gemm_rate() -> float:
-    """Floating point operations per second of a 1024 x 1024 product."""
-    a = torch.randn(1024, 1024)
+def now(device: str) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def gemm_rate(device: str = "cpu") -> float:
+    """Floating point operations per second of a 1024 x 1024 product, on a GPU 4096 x 4096."""
+    n = 4096 if device == "cuda" else 1024
+    a = torch.randn(n, n, device=device)
     times = []
     for _ in range(12):
-        begin = time.perf_counter()
+        begin = now(device)
         a @ a
-        times.append(time.perf_counter() - begin)
-    return 2 * 1024**3 / statistics.median(times)
+        times.append(now(device) - begin)
+    return 2 * n**3 / statistics.median(times)
 
 
 class Worker:
     """A process that takes steps when it is asked to."""
 
-    def __init__(self, kind: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--worker", kind, "--threads", str(threads)]
+    def __init__(self, kind: str, threads: int, device: str) -> None:
+        command = [sys.executable, __file__, "--worker", kind, "--threads", str(threads), "--device", device]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, *words: Any) -> float:
@@ -132,25 +149,28 @@ class Worker:
         self.process.wait()
 
 
-def work() -> None:
+def work(device: str) -> None:
     """What a worker does: `case VRNN 32 150`, then `train fast` or `infer plain`; it answers with seconds."""
     case: Case | None = None
     for line in sys.stdin:
         task, *words = line.split()
         if task == "case":
             name, batch, steps = words
-            case = Case(name, int(batch), int(steps))
+            case = Case(name, int(batch), int(steps), device=device)
             print(0.0, flush=True)
         else:
             assert case is not None
             run = getattr(case, task)
             way = getattr(case, words[0])
-            run(way)  # the other process had the caches
+            for _ in range(
+                3 if device == "cuda" else 1
+            ):  # the other process had the caches; a size is recorded when it comes again
+                run(way)
             print(run(way), flush=True)
 
 
 def compare(
-    task: str, name: str, batch: int, steps: int, repeats: int, engine: Worker, plain: Worker
+    task: str, name: str, batch: int, steps: int, repeats: int, engine: Worker, plain: Worker, device: str
 ) -> dict[str, float]:
     case = Case(name, batch, steps)
     with FlopCounterMode(display=False) as counter:
@@ -159,6 +179,8 @@ def compare(
     for worker in (engine, plain):
         worker.ask("case", name, batch, steps)
     ways = {"fast_ms": (engine, "fast"), "loop_ms": (plain, "plain"), "whole_ms": (plain, "whole")}
+    if device == "cuda":
+        ways["launched_ms"] = engine, "launched"
     times: dict[str, list[float]] = {key: [] for key in ways}
     rates = []
     for _ in range(repeats):
@@ -166,7 +188,7 @@ def compare(
             time.sleep(0.05)  # until the other process's threads no longer wait for work
             times[key].append(worker.ask(task, way))
         time.sleep(0.05)
-        rates.append(gemm_rate())
+        rates.append(gemm_rate(device))
     out = {key: 1e3 * statistics.median(values) for key, values in times.items()}
     gemm = 1e3 * counter.get_total_flops() / statistics.median(rates)
     return {
@@ -177,7 +199,7 @@ def compare(
     }
 
 
-def peak_mb(name: str, batch: int, steps: int, way: str) -> float:
+def peak_mb(name: str, batch: int, steps: int, way: str, device: str) -> float:
     """In a process of its own, since freed memory is not always handed back."""
     command = [
         sys.executable,
@@ -186,12 +208,19 @@ def peak_mb(name: str, batch: int, steps: int, way: str) -> float:
         f"{name},{batch},{steps},{way}",
         "--threads",
         str(torch.get_num_threads()),
+        "--device",
+        device,
     ]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def measure_peak(name: str, batch: int, steps: int, way: str) -> float:
-    case = Case(name, batch, steps)
+def measure_peak(name: str, batch: int, steps: int, way: str, device: str) -> float:
+    case = Case(name, batch, steps, device=device)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        for _ in range(3):  # the size is recorded when it comes again
+            case.train(getattr(case, way))
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     Case(name, 2, 3).train(Case(name, 2, 3).fast)  # what torch allocates once
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -253,8 +282,8 @@ def save(path: Path, records: list[dict[str, Any]]) -> None:
     """In place of what the file has of the same measurements; it holds those at several numbers of threads."""
 
     def what(record: dict[str, Any]) -> tuple[Any, ...]:
-        names = ("threads", "task", "model", "batch", "steps", "grows", "particles", "h_dim")
-        return tuple(record.get(name) for name in names)
+        names = ("device", "threads", "task", "model", "batch", "steps", "grows", "particles", "h_dim")
+        return tuple(record.get(name, "cpu" if name == "device" else None) for name in names)
 
     new = {what(record) for record in records}
     old = json.loads(path.read_text()) if path.exists() else []
@@ -272,6 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--no-growth", action="store_true", help="leave out the growth with sizes and the input pipeline"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--worker", choices=["engine", "plain"], help=argparse.SUPPRESS)
@@ -279,23 +309,27 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     kept = arguments.worker != "plain" and keep_freed_memory()
     if arguments.worker:
-        work()
+        work(arguments.device)
         return
     if arguments.peak:
         name, batch, steps, way = arguments.peak.split(",")
-        print(measure_peak(name, int(batch), int(steps), way))
+        print(measure_peak(name, int(batch), int(steps), way, arguments.device))
         return
+    device = arguments.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda needs a GPU, and torch sees none here.")
     shared = {
+        "device": device,
         "threads": arguments.threads,
         "allocator": "the engine's keeps freed memory, as fit does" if kept else "as it is",
-        "hardware": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "hardware": hardware(device),
         "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
         "command": shlex.join(["python", "benchmarks/engine_speed.py", *sys.argv[1:]]),
     }
     records: list[dict[str, Any]] = []
-    engine, plain = (Worker(kind, arguments.threads) for kind in ("engine", "plain"))
+    engine, plain = (Worker(kind, arguments.threads, device) for kind in ("engine", "plain"))
     for name in arguments.models.split(","):
-        error = Case(name, 4, 7).double().error()
+        error = Case(name, 4, 7, device=device).double().error()
         if error > 1e-5:
             raise SystemExit(
                 f"{name}: gradients of the two ways differ by {error:.1e}, so their times mean nothing."
@@ -305,11 +339,13 @@ def main() -> None:
             for task in ("train", "infer"):
                 record: dict[str, Any] = {"task": task, "model": name, "batch": batch, "steps": steps}
                 repeats = arguments.repeats if steps < 500 else max(arguments.repeats // 2, 1)
-                record |= compare(task, name, batch, steps, repeats, engine, plain) | {"repeats": repeats}
+                record |= compare(task, name, batch, steps, repeats, engine, plain, device) | {
+                    "repeats": repeats
+                }
                 if task == "train":
                     record |= {
-                        "peak_mb": peak_mb(name, batch, steps, "fast"),
-                        "loop_peak_mb": peak_mb(name, batch, steps, "plain"),
+                        "peak_mb": peak_mb(name, batch, steps, "fast", device),
+                        "loop_peak_mb": peak_mb(name, batch, steps, "plain", device),
                     }
                     record["grad_error"] = error
                 records.append(_rounded(record) | shared)
@@ -317,7 +353,7 @@ def main() -> None:
                 save(arguments.out, records)
     engine.close()
     plain.close()
-    if not arguments.no_growth:
+    if not arguments.no_growth and device == "cpu":
         records += [_rounded(r) | shared for r in (*growth(arguments.repeats), pipeline(arguments.repeats))]
         save(arguments.out, records)
     for task in ("train", "infer"):
@@ -341,6 +377,11 @@ def main() -> None:
         )
         mean = math.exp(statistics.mean(math.log(r["ratio"]) for r in rows))
         print(f"{task}: geometric mean of the ratios {mean:.2f}, least {min(r['ratio'] for r in rows):.2f}\n")
+
+
+def hardware(device: str) -> str:
+    cpu = f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    return cpu if device == "cpu" else f"{torch.cuda.get_device_name()}, {cpu}"
 
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:

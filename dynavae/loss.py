@@ -20,6 +20,7 @@ from dynavae.model import SequentialLVM
 from dynavae.noise import draw
 from dynavae.options import check
 from dynavae.parallel import Share, summed
+from dynavae.plan import Compile, to_compile
 from dynavae.resampling import Resampling
 from dynavae.scan import Trajectory, scan
 from dynavae.schedules import Real, kl_weight, ramp, seed_for
@@ -72,8 +73,9 @@ class Loss:
         hide: what `hide_rate` hides: whole "frames", or single "values" (each coordinate on its own).
         score_hidden: score what is hidden, though the posterior has not read it: learns to impute. Still a bound on
             log p(x), for models that read no past x when they generate ("elbo", "iwae", "renyi").
-        compile: put the scoring of all frames through `torch.compile`: needs a C++ compiler, takes some seconds at
-            the start; what it gains is in the page on speed.
+        compile: "terms" puts the scoring of all frames through `torch.compile`: needs a C++ compiler, takes some seconds at
+            the start. "recursion" plays the loop over time from a CUDA graph: on a GPU, for sizes that come again (give
+            `fit` a `crop`, or sequences of one length). True: both, or on a CPU the first. See the page on speed.
 
     Raises:
         ValueError: an option out of range, or one that this model cannot follow.
@@ -104,7 +106,7 @@ class Loss:
         hide_rate: Real = 0.0,
         hide: str = "frames",
         score_hidden: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
     ) -> None:
         particles = (1 if objective == "elbo" else 8) if particles is None else particles
         check(
@@ -131,7 +133,7 @@ class Loss:
         self.sampling_ramp = (scheduled_sampling_start, scheduled_sampling_end)
         self.truncate, self.hide_rate, self.hide = truncate, hide_rate, hide
         self.score_hidden, self.compile = score_hidden, compile
-        if compile:
+        if to_compile(compile)[0]:
             compiled()  # says now if there is no compiler
 
     def kl_weight_at(self, epoch: Real) -> float:

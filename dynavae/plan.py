@@ -11,6 +11,16 @@ from dynavae.proposals import Amortized, Proposal
 from dynavae.resampling import Resampling
 from dynavae.trajectory import State
 
+Compile = bool | str
+""""terms" or "recursion"; True compiles both: the scoring of all frames, and (on a GPU) the loop over time."""
+
+
+def to_compile(compile: Compile) -> tuple[bool, bool]:
+    """Whether the terms, and whether the recursion."""
+    if compile not in (True, False, "terms", "recursion"):
+        raise ValueError(f"compile should be True, False, 'terms' or 'recursion'; got {compile!r}.")
+    return compile in (True, "terms"), compile in (True, "recursion")
+
 
 class Plan:
     """The arguments of `scan`, checked, and what follows from them.
@@ -33,7 +43,7 @@ class Plan:
         state: State | None,
         carry: bool,
         fast: bool,
-        compile: bool,
+        compile: Compile,
     ) -> None:
         check_fits(model, batch)
         if feedback not in ("sample", "mean"):
@@ -47,7 +57,13 @@ class Plan:
             )
         self.model, self.propose, self.resample, self.feedback = model, propose, resample, feedback
         self.draw_x, self.state, self.carry, self.fast = draw_x, state, carry, fast
-        self.compile = compile and fast
+        compile_terms, record = to_compile(compile)
+        self.compile, self.record = compile_terms and fast, record and fast
+        if compile == "recursion" and batch.x.device.type != "cuda":
+            raise ValueError(
+                "compile='recursion' makes a CUDA graph of the loop over time, which needs a GPU; the sequences are on "
+                f"{batch.x.device}: move model and sequences there, or leave compile=False."
+            )
         self.K, self.B, self.T = particles, len(batch), batch.steps
         self.lengths = batch.lengths
         self.x = batch.x.flatten(2).transpose(0, 1)

@@ -28,6 +28,7 @@ from dynavae.nn.heads import ToNormal, to_scale
 from dynavae.nn.memory import Memory
 from dynavae.nn.mlp import ACTIVATIONS
 from dynavae.nn.through_time import Dense, Size, derivative
+from dynavae.recording import differentiable
 
 
 class Stage(NamedTuple):
@@ -100,11 +101,22 @@ class Recursed(NamedTuple):
     last: Any  # state of the memory after the last step
 
 
-class _Plan(NamedTuple):
+class Layer(NamedTuple):
+    """Of a stage all that is not a tensor."""
+
+    act: nn.Module | None
+    share: float
+
+
+class Kind(NamedTuple):
+    """What a recursion is, its tensors apart."""
+
     size: Size
-    nets: tuple[list[Stage], list[Stage], list[Stage]]
-    to_normal: ToNormal
-    memory: Memory | None
+    nets: tuple[tuple[Layer, ...], ...]  # posterior, features, prior
+    scale: str
+    min_scale: float
+    cell: str | None  # None: z_t is the state
+    layers: int  # of the memory
 
 
 def recur(
@@ -135,8 +147,9 @@ def recur(
     if memory is not None and memory.dropout and memory.training:
         return None
     T, K, B, z_dim = noise.shape
+    nets = posterior, features, prior
     flat: list[Tensor | None] = []
-    for net in (posterior, features, prior):
+    for net in nets:
         for stage in net:
             flat += [stage.weight, stage.before, stage.after]
     if memory is None:
@@ -150,12 +163,27 @@ def recur(
             flat += [w_x[:, -f_dim:] if i == 0 else w_x, before, w_h, own]
             flat += [part.reshape(K * B, -1) for part in state]
     keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in flat)
-    plan = _Plan(Size(T, K, B, keep), (posterior, features, prior), to_normal, memory)
+    size = Size(T, K, B, keep)
+    masks = [
+        size.mask(noise, len(s.weight), s.dropout, s.share) if s.dropout else None
+        for net in nets
+        for s in net
+    ]
+    kind = Kind(
+        size,
+        tuple(tuple(Layer(s.act, s.share) for s in net) for net in nets),
+        to_normal.kind,
+        to_normal.min_scale,
+        None if memory is None else memory.cell,
+        0 if memory is None else memory.layers,
+    )
     flat = [
         None if a is None else a.to(noise.dtype) for a in flat
     ]  # autocast may have made some of them short
     with torch.autocast(noise.device.type, enabled=False):
-        z, q, p, f, *states = _Recur.apply(plan, noise.reshape(T, K * B, z_dim), *flat)
+        z, q, p, f, *states = differentiable(
+            Recursion, kind, keep, noise.reshape(T, K * B, z_dim), *masks, *flat
+        )
 
     def lead(a: Tensor | None) -> Tensor | None:
         return None if a is None else a.view(T, K, B, a.shape[-1])
@@ -169,33 +197,38 @@ def recur(
     return Recursed(lead(z), lead(q), lead(p), lead(f), lead(h), last)  # type: ignore[arg-type]
 
 
-class _Recur(torch.autograd.Function):
+class Recursion:
     """The loop and its backward, on buffers that hold all frames."""
 
-    @staticmethod
-    def forward(ctx: Any, plan: _Plan, noise: Tensor, *flat: Tensor | None) -> Any:
-        ctx.set_materialize_grads(False)
-        size, given = plan.size, iter(flat)
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def forward(self, noise: Tensor, *others: Tensor | None) -> list[Tensor | None]:
+        """z, outputs of posterior, prior and features, and all states of the memory."""
+        kind, size = self.kind, self.kind.size
+        count = sum(map(len, kind.nets))
+        factors, given = iter(others[:count]), iter(others[count:])
         nets: list[list[Dense]] = []
-        for net in plan.nets:
+        for net in kind.nets:
             nets.append([])
-            for i, s in enumerate(net):
+            for i, layer in enumerate(net):
                 weight, before, after = (next(given) for _ in range(3))
                 last = i == len(net) - 1
-                nets[-1].append(Dense(size, weight, before, after, s.act, s.dropout, s.share, last))
+                nets[-1].append(
+                    Dense(size, weight, before, after, layer.act, next(factors), layer.share, last)
+                )  # type: ignore[arg-type]
         posterior, features, prior = nets
         cells: list[Cell] = []
-        if plan.memory is None:
+        if kind.cell is None:
             state = first = next(given)
         else:
-            for _ in range(plan.memory.layers):
+            cls = CELLS[kind.cell]
+            for _ in range(kind.layers):
                 weights = [next(given) for _ in range(4)]
-                begin = [next(given) for _ in range(plan.memory.parts)]
-                cells.append(CELLS[plan.memory.cell](size, *weights, begin))
+                cells.append(cls(size, *weights, [next(given) for _ in range(cls.parts)]))  # type: ignore[arg-type, misc]
             state = first = cells[-1].start[0]
         z = torch.empty_like(noise)
         zs, eps, z_dim = z.unbind(), noise.unbind(), noise.shape[-1]
-        kind, minimum = plan.to_normal.kind, plan.to_normal.min_scale
         for t in range(size.T):
             q = state
             for layer in posterior:
@@ -206,27 +239,22 @@ class _Recur(torch.autograd.Function):
                 for layer in prior:
                     p = layer.forward(t, p)
                 loc = loc + p[:, :z_dim]
-            state = torch.addcmul(loc, to_scale(raw, kind, minimum), eps[t], out=zs[t])
+            state = torch.addcmul(loc, to_scale(raw, kind.scale, kind.min_scale), eps[t], out=zs[t])
             for layer in features:
                 state = layer.forward(t, state)
             for cell in cells:
                 state = cell.forward(t, state)
-        states = [part for cell in cells for part in cell.states]
         if size.keep:
-            ctx.work = plan, nets, cells, first, noise, z
+            self.work = nets, cells, first, noise, z
         ends = [net[-1].y if net else None for net in (posterior, prior, features)]
-        # Aliases, since what is returned points to this context, which points to the buffers.
-        return tuple(None if a is None else a.detach() for a in (z, *ends, *states))
+        return [z, *ends, *(part for cell in cells for part in cell.states)]
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        plan, (posterior, features, prior), cells, first, noise, z = ctx.work
-        size, z_dim = plan.size, noise.shape[-1]
+    def backward(self, *grads: Tensor | None) -> list[Tensor | None]:
+        """Gradients of all that `forward` was given; it may be called again."""
+        (posterior, features, prior), cells, first, noise, z = self.work
+        kind, size, z_dim = self.kind, self.kind.size, noise.shape[-1]
         q = posterior[-1].y
-        by_scale = derivative(
-            lambda r: to_scale(r, plan.to_normal.kind, plan.to_normal.min_scale), q[..., z_dim:]
-        )
+        by_scale = derivative(lambda r: to_scale(r, kind.scale, kind.min_scale), q[..., z_dim:])
         # dz/d(loc, raw) = (1, noise * scale'(raw))
         by_q = torch.cat([torch.ones_like(noise), noise.mul(by_scale)], -1).unflatten(-1, (2, z_dim)).unbind()
         d_q, d_p = _total(grads[1], q), _total(grads[2], prior[-1].y) if prior else None
@@ -276,7 +304,8 @@ class _Recur(torch.autograd.Function):
             out += cell.gradients(x)
             out += cell.d_start(carried if cell is cells[-1] else cell.d_h)
             x = cell.h
-        return None, None, *(out if cells else [*out, carried])
+        factors = [None for net in kind.nets for _ in net]
+        return [None, *factors, *out] if cells else [None, *factors, *out, carried]
 
 
 def _total(grad: Tensor | None, like: Tensor) -> Tensor:

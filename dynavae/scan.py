@@ -7,6 +7,7 @@ numbers: that is law L1.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -18,8 +19,9 @@ from dynavae.batch import Sequences
 from dynavae.distributions import REPARAMETERIZED, MultivariateNormal, at, expand, sample_at
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
-from dynavae.plan import Plan
+from dynavae.plan import Compile, Plan
 from dynavae.proposals import Amortized, Proposal, amortized
+from dynavae.recording import recorded
 from dynavae.resampling import Resampling
 from dynavae.terms import Terms, compiled, terms
 from dynavae.trajectory import State, Trajectory
@@ -42,7 +44,7 @@ def scan(
     state: State | None = None,
     carry: bool = False,
     fast: bool = True,
-    compile: bool = False,
+    compile: Compile = False,
 ) -> Trajectory:
     """Run a model over time.
 
@@ -62,7 +64,8 @@ def scan(
         state: where the previous chunk of these sequences ended.
         carry: return the state after each sequence's last frame.
         fast: hoist and defer; False runs everything in the loop.
-        compile: put what comes after the loop through `torch.compile`.
+        compile: put what comes after the loop through `torch.compile` ("terms"), play the loop itself from a CUDA graph
+            where the model has a :mod:`~dynavae.recursion` and a GPU ("recursion"), or both (True).
     """
     run = _Run(
         model, batch, particles, propose, resample, free, feedback, draw_x, state, carry, fast, compile
@@ -272,7 +275,8 @@ class _Run(Plan):
         """The model's faster form of the loop, if it has one and it applies."""
         if not self.standard or self.w is not None:
             return False
-        run = self.model.recursion(self.noise.z, self.e, self.u, self.c, self.control, self.h)
+        with recorded() if self.record else contextlib.nullcontext():
+            run = self.model.recursion(self.noise.z, self.e, self.u, self.c, self.control, self.h)
         if run is None:
             return False
         self.z, self.q, self.p_z, self.past_h, self.present_h, self.h = run

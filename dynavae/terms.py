@@ -56,7 +56,7 @@ def compiled() -> Callable[..., Terms]:
         map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))
     ):
         raise RuntimeError(
-            "compile=True translates the scoring of all frames to C++, and there is no C++ compiler on the path: "
-            "install one (g++ or clang), name it in CXX, or leave compile=False."
+            "compile=True (or 'terms') translates the scoring of all frames to C++, and there is no C++ compiler on the "
+            "path: install one (g++ or clang), name it in CXX, or leave compile=False."
         )
     return torch.compile(terms, dynamic=True)

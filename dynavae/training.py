@@ -17,6 +17,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from dynavae import recording
 from dynavae.allocator import keep_freed_memory
 from dynavae.batch import Sequences
 from dynavae.callbacks import Progress, Recorder
@@ -221,6 +222,7 @@ def fit(
         finally:
             signals.restore()
             model.to(device)
+            recording.recordings.clear()  # their memory
     weights = recorder.weights
     model.load_state_dict(learner.weights() if weights is None else weights)
     model.eval()

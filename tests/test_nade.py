@@ -62,6 +62,7 @@ def test_gradients(float64):
 
     leaves = [a.clone().requires_grad_() for a in (p.bias, p.hidden, p.shared.W, p.shared.V)]
     assert torch.autograd.gradcheck(log_prob, leaves)
+    assert torch.autograd.gradgradcheck(log_prob, leaves)
 
 
 def test_chunks_change_no_value_and_no_gradient(float64, monkeypatch):

@@ -172,7 +172,9 @@ def test_dropout_keeps_the_mean() -> None:
     """A linear posterior layer's output is unbiased under its masks: three standard errors of 4000 draws."""
     torch.manual_seed(0)
     weight, bias, x = torch.randn(3, 2), torch.randn(3), torch.randn(4000, 2)[:1].expand(4000, 2)
-    dense = Dense(Size(1, 1, 4000, False), weight, bias, None, None, 0.4, 0.5, True)
+    size = Size(1, 1, 4000, False)
+    factor = size.mask(weight, 3, 0.4, 0.5)
+    dense = Dense(size, weight, bias, None, None, factor, 0.5, True)
     y = dense.forward(0, x)
     error = y.std(0) / 4000**0.5
     assert ((y.mean(0) - 0.5 * (x[0] @ weight.T + bias)).abs() < 3 * error).all()
@@ -209,7 +211,7 @@ def test_memory_is_freed_without_the_collector() -> None:
     model = build(VRNN)
     trajectory = scan(model, sequences())
     node = trajectory.z.grad_fn
-    while type(node).__name__ != "_RecurBackward":
+    while type(node).__name__ != "_RunBackward":
         node = node.next_functions[0][0]
     alive = weakref.ref(node)
     gc.collect()

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, softplus
 from torch.utils.checkpoint import checkpoint
 
@@ -150,14 +149,18 @@ class _Logits(torch.autograd.Function):
         torch.mul(x.T[:-1, :, None], W[:-1, None, :], out=a[1:])
         a = a.cumsum_(0)  # a_i = c + sum_{j<i} x_j W_j
         s = a.sigmoid_() if sigmoid else a.relu_()
-        ctx.save_for_backward(x, W, V, s)
+        ctx.save_for_backward(x, b, c, W, V, s)
         ctx.sigmoid = sigmoid
         return b + (s @ V.unsqueeze(-1)).squeeze(-1).T
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, V, s = ctx.saved_tensors
+        x, b, c, W, V, s = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives: autograd's own
+            inputs = [a for a, needed in zip((x, b, c, W, V), ctx.needs_input_grad, strict=False) if needed]
+            logits = _readable(x, b, c, NADEWeights(W, V, "sigmoid" if ctx.sigmoid else "relu"))
+            found = iter(torch.autograd.grad(logits, inputs, g, create_graph=True, allow_unused=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:5]), None
         g_d = g.T.unsqueeze(-1)
         dV = (s.mT @ g_d).squeeze(-1)
         ds = g_d * V.unsqueeze(1)
@@ -182,6 +185,10 @@ def _logits(x: Tensor, b: Tensor, c: Tensor, shared: NADEWeights) -> Tensor:
     if not torch.compiler.is_compiling():
         logits: Tensor = _Logits.apply(x, b, c, shared.W, shared.V, shared.activation == "sigmoid")
         return logits
+    return _readable(x, b, c, shared)
+
+
+def _readable(x: Tensor, b: Tensor, c: Tensor, shared: NADEWeights) -> Tensor:
     read = (x.unsqueeze(-1) * shared.W)[:, :-1].cumsum(1)
     a = c.unsqueeze(1) + pad(read, (0, 0, 1, 0))
     return b + (shared.act(a) * shared.V).sum(-1)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from dynavae.derivatives import differentiable_once
 
 
 def cholesky(
@@ -82,20 +81,8 @@ def bare() -> AbstractContextManager[object]:
     return contextlib.nullcontext() if torch.is_grad_enabled() else torch.inference_mode()
 
 
-def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """For the `backward` of an autograd function. PyTorch's own decorator gives wrong second derivatives without a word
-    where the derivative that comes in is constant, as that of a sum."""
-
-    @functools.wraps(backward)
-    def once(ctx: Any, *of: Any) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "this gradient was asked for with create_graph=True, but can be differentiated once only: for second "
-                "derivatives give kalman_filter and kalman_smoother method='joseph'."
-            )
-        return backward(ctx, *of)
-
-    return once
+once = differentiable_once("give kalman_filter and kalman_smoother method='joseph'")
+"""For the `backward` of a form of filter or smoother."""
 
 
 def ordinary(a: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynavae.exact._algebra import differentiable_once
+from dynavae.exact._algebra import once
 from dynavae.exact.recurrence import WIDE, products, solve
 
 
@@ -35,7 +35,7 @@ class Innovations(torch.autograd.Function):
         return s[..., : Omega.shape[-1] - y.shape[-2], :], white
 
     @staticmethod
-    @differentiable_once
+    @once
     def backward(ctx: Any, of_m: Tensor | None, of_white: Tensor | None) -> tuple[Tensor | None, ...]:
         Omega, s, white = ctx.saved_tensors
         out, first = adjoints(Omega, s, torch.zeros_like(white) if of_white is None else of_white, of_m)

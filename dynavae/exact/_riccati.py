@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynavae.exact import _native
-from dynavae.exact._algebra import congruence, differentiable_once, ordinary, symmetric
+from dynavae.exact._algebra import congruence, once, ordinary, symmetric
 from dynavae.exact.compiled import compiled_covariances
 from dynavae.exact.joseph import joseph_gain, joseph_update
 from dynavae.exact.recurrence import congruence_recurrence
@@ -251,7 +251,7 @@ class _Riccati(torch.autograd.Function):
         return solution.clone()
 
     @staticmethod
-    @differentiable_once
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         P0, A, C, R, P = ctx.saved_tensors
         C_, R_ = (a[: len(P)] if a.ndim == 4 else a for a in (C, R))

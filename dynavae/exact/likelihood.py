@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynavae.exact import forms
-from dynavae.exact._algebra import differentiable_once, symmetric
+from dynavae.exact._algebra import once, symmetric
 from dynavae.exact._entry import entry
 from dynavae.exact._innovations import adjoints, means, times
 from dynavae.exact._patterned import groups
@@ -98,7 +98,7 @@ class _LogLikelihood(torch.autograd.Function):
         )
 
     @staticmethod
-    @differentiable_once
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         A, C, P, K, P_f, V, Omega, s, white, valid, seen = ctx.saved_tensors
         columns, N, x = ctx.columns, len(P), white.shape[-2]

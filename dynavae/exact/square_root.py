@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from dynavae.exact._algebra import (
-    differentiable_once,
     into_later,
     matvec,
+    once,
     per_step,
     semidefinite_cholesky,
     symmetric,
@@ -49,7 +49,7 @@ class _WithDerivative(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @differentiable_once
+    @once
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
 

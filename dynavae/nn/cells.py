@@ -7,6 +7,7 @@ and leaves dL/dh_{t-1} behind at each step of the backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ class Cell:
         start: state before the first step, tensors (N, h_dim).
     """
 
+    parts: ClassVar = 1  # tensors of a state
     d_h: Tensor | None  # dL/dh_{t-1} through the recurrence
 
     def __init__(
@@ -84,10 +86,13 @@ class LSTM(Cell):
     for the four of them, since tanh(a) = 2 sigmoid(2 a) - 1 and the weights of g are doubled.
     """
 
+    parts: ClassVar = 2
+
     def allocate(self, w_x: Tensor, before: Tensor, w_h: Tensor, b_h: Tensor | None) -> None:
         (T, K, B, keep), h = self.size, self.h_dim
         self.widths = [w_x.shape[1], h]
-        by_gate = w_h.new_tensor([1.0, 1.0, 2.0, 1.0]).view(4, 1, 1)
+        by_gate = w_h.new_ones(4, 1, 1)
+        by_gate[2].fill_(2.0)
         self.bias, self.weight = before, torch.cat([w_x, w_h], 1)
         self.blocks = (self.weight.view(4, h, -1) * by_gate).transpose(1, 2)
         terms = before.view(1, 1, -1) if before.ndim == 1 else before  # (T or 1, B or 1, 4 h)

@@ -38,6 +38,11 @@ class Size(NamedTuple):
         """Those of each t, of a tensor that has all of them or one to share."""
         return list(whole.unbind()) * (self.T if len(whole) == 1 else 1)
 
+    def mask(self, like: Tensor, width: int, dropout: float, share: float) -> Tensor:
+        """(T, N, width): share / (1 - dropout) where a unit survives, else 0."""
+        survives = like.new_full((self.T, self.N, width), 1 - dropout)
+        return torch.bernoulli(survives) * (share / (1 - dropout))
+
     def of_bias(self, grad: Tensor, bias: Tensor) -> Tensor:
         """The gradient of a bias (out,), or of one (T, B, out) that all particles share, from dL/dy (T, N, out)."""
         if bias.ndim == 1:
@@ -75,7 +80,7 @@ class Tanh:
     MANY = 1024
 
     def __init__(self, like: Tensor) -> None:
-        self.two, self.minus_one = like.new_tensor(2.0), like.new_tensor(-1.0)
+        self.two, self.minus_one = like.new_full((), 2.0), like.new_full((), -1.0)
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         if x.is_cpu and x.numel() > self.MANY:
@@ -110,7 +115,7 @@ class Dense:
     """y_t = share * mask_t * act(W x_t + before_t) + after_t.
 
     Args:
-        dropout: rate of the mask.
+        factor: (T, N, out), share * mask_t from :meth:`Size.mask`; None where nothing is dropped.
         after: (T, B, out), or None.
         all_frames: hold y_1..y_T whatever comes, since someone else reads them.
     """
@@ -122,7 +127,7 @@ class Dense:
         before: Tensor,
         after: Tensor | None,
         act: nn.Module | None,
-        dropout: float,
+        factor: Tensor | None,
         share: float,
         all_frames: bool,
     ) -> None:
@@ -130,11 +135,7 @@ class Dense:
         self.size, self.affine, self.act, self.share = size, Affine(size, weight, before), act, share
         keep = size.keep or all_frames
         self.tanh = Tanh(weight)
-        self.factor = None
-        if dropout:
-            survives = torch.full((size.T, size.K * size.B, width), 1 - dropout).to(weight)
-            self.factor = torch.bernoulli(survives) * (share / (1 - dropout))
-        self.factors = None if self.factor is None else self.factor.unbind()
+        self.factor, self.factors = factor, None if factor is None else factor.unbind()
         self.after = None if after is None else after.unbind()
         # a = W x + before; b = act(a); y = factor * b + after. tanh and relu are known by their output.
         self.known = isinstance(act, nn.Tanh | nn.ReLU)

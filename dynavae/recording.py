@@ -1,0 +1,313 @@
+"""Loops over time as recordings: on a GPU, one launch of a CUDA graph in place of thousands of small ones.
+
+What happens frame by frame, :class:`~dynavae.recursion.Recursion`, is many kernels of some microseconds, and a GPU waits
+for Python to launch them. It depends on shapes, not on values, so it can be recorded once and played again: the same
+kernels on the same memory, for other weights, noise and data, which are copied in; results are copied out. The backward
+has a recording of its own.
+
+Inside :func:`recorded`, and in `scan(..., compile=True)`, a size is recorded when it comes for the second time.
+Each recording is compared with what it recorded before it is used; one that differs, or that the driver refuses, is
+reported once, and its size runs step by step as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dynavae.derivatives import differentiable_once
+
+Tensors = Sequence[Tensor | None]
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A function of tensors with its backward, both without any choice by value."""
+
+    def forward(self, *inputs: Any) -> Tensors:
+        """Outputs; what `backward` needs is kept."""
+        ...
+
+    def backward(self, *grads: Any) -> Tensors:
+        """Gradients of the inputs from those of the outputs; good for any number of calls."""
+        ...
+
+
+def differentiable(job: Callable[[Any], Job], kind: Any, keep: bool, *inputs: Tensor | None) -> Any:
+    """What `job(kind).forward(*inputs)` gives, for autograd.
+
+    Args:
+        kind: all that the job does and that is not a tensor; jobs of one repr do the same.
+        keep: a backward will come.
+    """
+    run: Any = None
+    if _active.get():
+        run = recordings.lend(job, kind, inputs)
+    run = job(kind) if run is None else run
+    outputs = _Run.apply(run, *inputs)
+    if isinstance(run, Loan) and not keep:
+        run.end()
+    return outputs
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Job, *inputs: Tensor | None) -> Any:
+        ctx.set_materialize_grads(False)
+        ctx.run = run
+        # Aliases, since what is returned points to this context, which points to the buffers.
+        return tuple(None if a is None else a.detach() for a in run.forward(*inputs))
+
+    @staticmethod
+    @differentiable_once("take the plain loop, scan(..., fast=False)")
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return None, *ctx.run.backward(*grads)
+
+
+# --- who records --------------------------------------------------------------------------------------
+
+_active: ContextVar[bool] = ContextVar("recorded", default=False)
+
+
+@contextlib.contextmanager
+def recorded(on: bool = True) -> Iterator[None]:
+    """Loops over time within are recorded and played, on devices that can."""
+    token = _active.set(on)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+class CudaGraph:
+    """Kernels on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.graph = device, torch.cuda.CUDAGraph()
+
+    @staticmethod
+    def applies(device: torch.device) -> bool:
+        return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+    @staticmethod
+    def stream(device: torch.device) -> int:
+        """Two streams should not share the memory of a recording."""
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def record(self, run: Callable[[], Tensors]) -> Tensors:
+        """What `run` returns, in memory that :meth:`play` fills; it holds nothing yet."""
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(self.graph, stream=_capturing(self.device), capture_error_mode="thread_local"),
+        ):
+            return run()
+
+    def play(self) -> None:
+        self.graph.replay()
+
+
+@functools.cache
+def _capturing(device: torch.device) -> torch.cuda.Stream:
+    """One for all recordings: libraries hold a workspace for each stream."""
+    return torch.cuda.Stream(device)
+
+
+class Differs(RuntimeError):
+    """A recording that does not repeat what was recorded."""
+
+
+class Tape:
+    """A function without arguments, recorded and compared with itself."""
+
+    TOLERANCE = 1e-3  # of the largest entry: sums in another order, through many steps
+
+    def __init__(self, run: Callable[[], Tensors], graph: Any) -> None:
+        self.graph = graph
+        expected = run()  # libraries load, and choose their algorithms
+        self.outputs = graph.record(run)
+        graph.play()
+        for a, b in zip(self.outputs, expected, strict=True):
+            if a is not None and b is not None and not _close(a, b, self.TOLERANCE):
+                raise Differs("played again, it gave other numbers")
+
+    def play(self) -> list[Tensor | None]:
+        self.graph.play()
+        return [None if a is None else a.clone() for a in self.outputs]
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    finite = b[b.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
+
+
+class Recording:
+    """One job at one size, on memory of its own: for one use at a time, from forward to backward."""
+
+    def __init__(self, job: Job, inputs: Tensors, graph: Callable[[torch.device], Any]) -> None:
+        self.job, self.inputs = job, _copies(inputs)
+        device = next(a.device for a in inputs if a is not None)
+        self.graph = lambda: graph(device)
+        self.tape = Tape(lambda: job.forward(*self.inputs), self.graph())
+        self.backwards: dict[tuple[bool, ...], tuple[list[Tensor | None], Tape | None]] = {}
+        self.busy, self.turn, self.used = False, 0, 0
+
+    def forward(self, *inputs: Tensor | None) -> list[Tensor | None]:
+        _fill(self.inputs, inputs)
+        self.turn += 1
+        return self.tape.play()
+
+    def backward(self, *grads: Tensor | None) -> Tensors:
+        which = tuple(a is not None for a in grads)
+        if which not in self.backwards:
+            own = _copies(grads)
+            with _apart():
+                tape = attempt(lambda: Tape(lambda: self.job.backward(*own), self.graph()), "its backward")
+            self.backwards[which] = own, tape
+        own, tape = self.backwards[which]
+        if tape is None:
+            return self.job.backward(*grads)
+        _fill(own, grads)
+        return tape.play()
+
+
+class Loan:
+    """A recording while it is in use: until its backward is done, or nobody can ask for it any more."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording, self.ended = recording, False
+        recording.busy = True
+
+    def forward(self, *inputs: Tensor | None) -> Tensors:
+        outputs = self.recording.forward(*inputs)
+        self.turn = self.recording.turn
+        return outputs
+
+    def backward(self, *grads: Tensor | None) -> Tensors:
+        if self.recording.turn != self.turn:
+            raise RuntimeError(
+                "a second backward pass through a recorded loop, whose memory has been used again since: for "
+                "retain_graph=True take compile=False, or 'terms'."
+            )
+        out = self.recording.backward(*grads)
+        self.end()
+        return out
+
+    def end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.recording.busy = False
+
+    def __del__(self) -> None:
+        self.end()
+
+
+class Recordings:
+    """All recordings of a process.
+
+    Args:
+        graph: what records.
+        most: recordings that are held. A new one takes the place of one that was not asked for during the last `idle`
+            calls; while there is none, other sizes run step by step.
+        idle: see `most`.
+        each: recordings of one size; more than one where several forwards come before the first backward.
+    """
+
+    def __init__(self, graph: Any = CudaGraph, most: int = 16, idle: int = 1000, each: int = 4) -> None:
+        self.graph, self.most, self.idle, self.each = graph, most, idle, each
+        self.lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Hand back the memory of all recordings; those in use end with their backward."""
+        self.seen: set[Any] = set()
+        self.refused: set[Any] = set()
+        self.held: dict[Any, list[Recording]] = {}
+        self.calls = 0
+
+    def lend(self, job: Callable[[Any], Job], kind: Any, inputs: Tensors) -> Loan | None:
+        """A recording of this job for inputs like these; None where it has to run step by step."""
+        like = next(a for a in inputs if a is not None)
+        if not self.graph.applies(like.device):
+            return None
+        key = (
+            job,
+            repr(kind),
+            tuple(None if a is None else tuple(a.shape) for a in inputs),
+            like.dtype,
+            like.device,
+            self.graph.stream(like.device),
+            torch.get_float32_matmul_precision(),
+        )
+        with self.lock:
+            self.calls += 1
+            if key not in self.seen or key in self.refused:
+                self.seen.add(key)
+                return None
+            mine = self.held.setdefault(key, [])
+            found = next((r for r in mine if not r.busy), None)
+            if found is None and len(mine) < self.each and self._room():
+                with _apart():
+                    found = attempt(lambda: Recording(job(kind), inputs, self.graph), "a loop over time")
+                if found is None:
+                    self.refused.add(key)
+                else:
+                    mine.append(found)
+            if found is None:
+                return None
+            found.used = self.calls
+            return Loan(found)
+
+    def _room(self) -> bool:
+        """Whether another recording may be made; the one that was idle longest goes for it."""
+        used = [(r.used, key, r) for key, several in self.held.items() for r in several]
+        if len(used) < self.most:
+            return True
+        last, key, oldest = min(used, key=lambda u: u[0])
+        if self.calls - last < self.idle:
+            return False
+        self.held[key].remove(oldest)
+        return True
+
+
+recordings = Recordings()
+"""Those of this process."""
+
+
+def attempt(make: Callable[[], Any], what: str) -> Any:
+    """None, and a warning, where it cannot be recorded."""
+    try:
+        return make()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        warnings.warn(
+            f"{what} was not recorded ({type(error).__name__}: {reason}); it runs step by step, which gives the same "
+            "numbers. compile='terms' leaves the recording out.",
+            stacklevel=2,
+        )
+        return None
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """Memory of recordings belongs to no graph of autograd, and may be written in every mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _copies(tensors: Tensors) -> list[Tensor | None]:
+    return [None if a is None else a.detach().clone(memory_format=torch.contiguous_format) for a in tensors]
+
+
+def _fill(own: Tensors, tensors: Tensors) -> None:
+    for mine, given in zip(own, tensors, strict=True):
+        if mine is not None and given is not None:
+            mine.copy_(given)
