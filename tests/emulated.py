@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
@@ -135,8 +137,37 @@ class Device(TorchDispatchMode):
     It computes on the CPU, by the CPU's own operations, so numbers are equal.
     """
 
+    def __enter__(self) -> Any:
+        self.made = _Made()
+        self.made.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.made.__exit__(*error)
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(op, args, kwargs or {})
+
+
+class _Made(TorchFunctionMode):
+    """Tensors made from numbers, lists as indices among them: on the host, and then moved."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in (torch.tensor, torch.as_tensor):
+            device = kwargs.pop("device", None)
+            if isinstance(args[0], Tensor):
+                device = args[0].device if device is None else device
+                return args[0].to(device, kwargs.get("dtype", args[0].dtype))
+            out = function(*args, **kwargs)
+            return out if device is None else out.to(device)
+        if function is Tensor.new_tensor:
+            return torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)).to(args[0].device)
+        if function in (Tensor.__getitem__, Tensor.__setitem__) and len(args) > 1:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            args = (args[0], tuple(torch.tensor(i) if isinstance(i, list) else i for i in index), *args[2:])
+        return function(*args, **kwargs)
 
 
 CROSSING = (aten.copy_, aten._to_copy)
@@ -150,17 +181,16 @@ def _compute(op: Any, args: Any, kwargs: Any) -> Any:
     if op.overloadpacket in INDEXING and isinstance(args[0], Apart):
         here = []  # as with CUDA, indices may be on the host
     if there and here and op.overloadpacket not in CROSSING:
-        raise RuntimeError(f"{op}: expected all tensors to be on the same device, apart:0; {here[0].shape} is on cpu")
+        raise RuntimeError(
+            f"{op}: expected all tensors to be on the same device, apart:0; {here[0].shape} is on cpu"
+        )
     asked = kwargs.get("device")
     generator = kwargs.get("generator")
-    if asked is not None and torch.device(asked).type == "apart":
-        there, kwargs = True, {**kwargs, "device": torch.device("cpu")}
-        if generator is not None:
-            raise RuntimeError(f"{op}: expected a generator of the device apart; got one of the CPU")
-    elif asked is not None:
-        there = False
-    elif there and generator is not None:
-        raise RuntimeError(f"{op}: expected a generator of the device apart; got one of the CPU")
+    there = there if asked is None else torch.device(asked).type == "apart"
+    if generator is not None and (generator._cdata in Generator.there) != there:
+        raise RuntimeError(f"{op}: the generator is not on the device of the numbers")
+    if asked is not None and there:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
     raw_args, raw_kwargs = tree_map(_raw, (args, kwargs))
     out = FUSED.get(op.overloadpacket, op)(*raw_args, **raw_kwargs)
     written = [
@@ -180,7 +210,9 @@ def _lstm_cell(a: Tensor, b: Tensor, c: Tensor, b_x: Any = None, b_h: Any = None
     return o * new.tanh(), new, torch.cat([i, f, g, o], 1)
 
 
-def _lstm_cell_backward(d_h: Any, d_c: Any, c: Tensor, new: Tensor, gates: Tensor, bias: bool) -> tuple[Any, ...]:
+def _lstm_cell_backward(
+    d_h: Any, d_c: Any, c: Tensor, new: Tensor, gates: Tensor, bias: bool
+) -> tuple[Any, ...]:
     i, f, g, o = gates.chunk(4, 1)
     d_h = torch.zeros_like(c) if d_h is None else d_h
     d = d_h * o * (1 - new.tanh() ** 2) + (0 if d_c is None else d_c)
@@ -190,7 +222,9 @@ def _lstm_cell_backward(d_h: Any, d_c: Any, c: Tensor, new: Tensor, gates: Tenso
 
 
 def _gru_cell(a: Tensor, b: Tensor, h: Tensor, b_x: Any = None, b_h: Any = None) -> tuple[Tensor, Tensor]:
-    (x_r, x_z, x_n), (h_r, h_z, h_n) = ((t if s is None else t + s).chunk(3, 1) for t, s in ((a, b_x), (b, b_h)))
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = (
+        (t if s is None else t + s).chunk(3, 1) for t, s in ((a, b_x), (b, b_h))
+    )
     r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
     n = (x_n + r * h_n).tanh()
     return (1 - z) * n + z * h, torch.cat([r, z, n, h, h_n], 1)
@@ -221,6 +255,24 @@ class _Module(backend_registration._DummyBackendModule):
         return [torch.bfloat16]
 
 
+class Generator(torch.Generator):
+    """The CPU's, which keeps in mind what device it was made for."""
+
+    there: ClassVar[dict[int, Generator]] = {}
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        out = super().__new__(cls)
+        if torch.device(device).type == "apart":
+            cls.there[out._cdata] = out
+        return out
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("apart:0" if self._cdata in self.there else "cpu")
+
+
 def register() -> None:
-    """Make "apart" a device of this process, for good."""
+    """Make "apart" a device of this process, for good; without inference mode, which knows no such tensors."""
     backend_registration._setup_privateuseone_for_python_backend("apart", _Module())
+    torch.Generator = Generator  # type: ignore[misc]
+    torch.inference_mode = lambda mode=True: torch.no_grad() if mode else contextlib.nullcontext()  # type: ignore[assignment, misc]

@@ -236,5 +236,5 @@ class Bidirectional(nn.Module):
         """The last output of each direction, (..., B, 2 h_dim): a summary of the whole sequence."""
         both = self(u, lengths)
         ahead, back = both.chunk(2, -1)
-        last = (lengths - 1).reshape(1, *[1] * (u.ndim - 3), -1, 1).expand(1, *ahead.shape[1:])
+        last = (lengths - 1).clamp(min=0).reshape(1, *[1] * (u.ndim - 3), -1, 1).expand(1, *ahead.shape[1:])
         return torch.cat([torch.gather(ahead, 0, last)[0], back[0]], -1)
