@@ -79,7 +79,19 @@ _active: ContextVar[bool] = ContextVar("recorded", default=False)
 
 @contextlib.contextmanager
 def recorded(on: bool = True) -> Iterator[None]:
-    """Loops over time within are recorded and played, on devices that can."""
+    """Loops over time within are recorded as CUDA graphs and played from them; on a CPU, and where a model has no
+    :mod:`~dynavae.recursion`, they run as ever.
+
+    A size is recorded when it comes for the second time. Results are copies, so that they stay when the recording is
+    played again; gradients are those of the loop, except that `retain_graph=True` holds only until then.
+
+    Example:
+        >>> from dynavae import VRNN, Sequences, scan
+        >>> model, batch = VRNN(x_dim=2, z_dim=3, h_dim=4), Sequences.from_arrays(torch.zeros(1, 5, 2))
+        >>> with recorded():
+        ...     scan(model, batch).z.shape
+        torch.Size([5, 1, 1, 3])
+    """
     token = _active.set(on)
     try:
         yield

@@ -72,12 +72,12 @@ class Run:
         """Add to run.json."""
         return Run.create(self.directory, {**self.settings, **more})
 
-    def model(self) -> SequentialLVM:
-        """The fitted model, with its best weights."""
+    def model(self, device: str = "cpu") -> SequentialLVM:
+        """The fitted model, with its best weights, on a device: see :func:`choose_device`."""
         from dynavae.checkpoint import load
 
         best = self.directory / "best"
-        return load(best if best.is_dir() else self.directory)
+        return load(best if best.is_dir() else self.directory, choose_device(device))
 
     def data(self, source: str | None = None) -> DataSplits:
         """The data of the run; or another source, with the columns, grid and scaling of the run.
@@ -147,6 +147,26 @@ def _of_model(directory: Path) -> dict[str, Any] | None:
 
 def _same(a: str, b: str | None) -> bool:
     return b is not None and (a == b or Path(a).resolve() == Path(b).resolve())
+
+
+def choose_device(name: str) -> str:
+    """The device of this name; "auto" is a GPU where torch sees one, else the CPU.
+
+    Raises:
+        ValueError: no such device, or none here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ValueError(f"device should be auto, cpu, cuda or cuda:1; got {name!r}.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={name!r} needs a GPU, and this torch ({torch.__version__}) sees none: take device='cpu', or "
+            "install a build of torch for your GPU."
+        )
+    return name
 
 
 def environment() -> dict[str, Any]:

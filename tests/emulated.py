@@ -198,6 +198,8 @@ def _compute(op: Any, args: Any, kwargs: Any) -> Any:
         for i, a in enumerate(op._schema.arguments)
         if a.alias_info is not None and a.alias_info.is_write
     ]
+    if not op._schema.returns:
+        return None
     if written:
         return written[0] if len(op._schema.returns) == 1 else tuple(written)
     return tree_map(lambda a: Apart(a) if isinstance(a, Tensor) else a, out) if there else out

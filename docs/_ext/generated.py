@@ -99,7 +99,7 @@ def imputation() -> str:
 
 
 def speed() -> str:
-    """Times of the engine against the plain loop, for each number of threads."""
+    """Times of the engine against the plain loop, for each device and number of threads."""
     records = json.loads((RESULTS / "engine_speed.json").read_text(encoding="utf-8"))
     heads = (
         "task",
@@ -112,8 +112,10 @@ def speed() -> str:
         "peak, MB",
     )
     out = []
-    for threads in sorted({r["threads"] for r in records}, reverse=True):
-        own = [r for r in records if r["threads"] == threads and r["task"] in ("train", "infer")]
+    for device, threads in sorted({(r.get("device", "cpu"), r["threads"]) for r in records}, reverse=True):
+        own = [r for r in records if (r.get("device", "cpu"), r["threads"]) == (device, threads)]
+        own = [r for r in own if r["task"] in ("train", "infer")]
+        digits = ".0f" if device == "cpu" else ".3g"
         models = list(dict.fromkeys(r["model"] for r in own))
         own.sort(key=lambda r: (models.index(r["model"]), r["steps"], r["batch"]))
         rows = [
@@ -121,9 +123,9 @@ def speed() -> str:
                 r["task"],
                 r["model"],
                 f"{r['batch']} × {r['steps']}",
-                *(f"{r[key]:.0f}" for key in ("fast_ms", "loop_ms")),
+                *(f"{r[key]:{digits}}" for key in ("fast_ms", "loop_ms")),
                 f"**{r['ratio']:.2f}**",
-                f"{r['gemm_ms']:.0f}",
+                f"{r['gemm_ms']:{digits}}",
                 f"{r['peak_mb']:.0f} (loop {r['loop_peak_mb']:.0f})" if "peak_mb" in r else "–",
             ]
             for r in own
@@ -133,7 +135,8 @@ def speed() -> str:
             ratios = [r["ratio"] for r in own if r["task"] == task]
             mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
             means.append(f"{task} {mean:.2f} (least {min(ratios):.2f})")
-        said = f"{threads} thread{'s' if threads > 1 else ''}; geometric means of the ratios: {', '.join(means)}."
+        on = f"{threads} thread{'s' if threads > 1 else ''}" if device == "cpu" else "On a GPU"
+        said = f"{on}; geometric means of the ratios: {', '.join(means)}."
         out.append(
             f"{said}\n\n"
             + markdown(heads, rows)
@@ -141,6 +144,15 @@ def speed() -> str:
             + facts(own, ("allocator", "hardware", "versions", "command"))
         )
     return "\n".join(out)
+
+
+def launches() -> str:
+    """Operations that Python starts in a training step."""
+    records = json.loads((RESULTS / "launches.json").read_text(encoding="utf-8"))
+    keys = ("loop", "engine", "recorded")
+    rows = [[r["model"], *(f"{r[key]:,}" for key in keys)] for r in records]
+    heads = ("model", "plain loop", "engine", "engine, the loop over time in a CUDA graph")
+    return markdown(heads, rows) + "\n" + facts(records, ("batch", "steps", "versions"))
 
 
 def growth() -> str:
@@ -263,6 +275,7 @@ def build(app: Any) -> None:
         "zoo": zoo(),
         "imputation": imputation(),
         "speed": speed(),
+        "launches": launches(),
         "exact_speed": exact_speed(),
         "hmm_speed": hmm_speed(),
         "growth": growth(),

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynavae import results, tasks
+from dynavae import results, tasks, tree
 from dynavae.batch import Sequences
 from dynavae.data import DataSplits
 from dynavae.runs import Run, table
 
 
-def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
+def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0, device: str = "auto") -> str:
     """Draw new sequences. Writes samples.npz, and for music one .mid and .wav each.
 
     Args:
@@ -22,14 +22,15 @@ def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0) -> str:
         batch: number of sequences.
         length: frames of each.
         seed: of the noise.
+        device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
     opened = Run.open(run)
-    net, splits = opened.model(), opened.data()
+    net, splits = opened.model(device), opened.data()
     if net.control_dim:
         raise ValueError(
             "this model reads controls, which cannot be invented; use dynavae.generate(model, control=...) in Python."
         )
-    made = tasks.generate(net, batch, length, seed=seed)
+    made = on_host(tasks.generate(net, batch, length, seed=seed))
     folder = opened.directory / "samples"
     folder.mkdir(exist_ok=True)
     x, mean = (results.to_units(splits, v.numpy()) for v in (made.x, made.mean))
@@ -69,6 +70,7 @@ def forecast(
     split: str = "test",
     future: bool = False,
     seed: int = 0,
+    device: str = "auto",
 ) -> str:
     """Forecast each sequence from its first `context` frames (default: all but the last `horizon`).
 
@@ -84,9 +86,10 @@ def forecast(
         split: which part of the data.
         future: continue after the last frame instead.
         seed: of the noise.
+        device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
     opened = Run.open(run, exported=True)
-    net, splits = opened.model(), opened.data(data)
+    net, splits = opened.model(device), opened.data(data)
     chosen = splits.split(split)
     lengths = chosen.lengths.tolist()
     if future and context is not None:
@@ -107,7 +110,7 @@ def forecast(
     means, truth = draws[0].copy(), draws[0].copy()
     for frames, rows in groups.items():
         batch = chosen.batch(rows)
-        f = tasks.forecast(net, batch, horizon, frames, samples, seed=seed, control=batch.control)
+        f = on_host(tasks.forecast(net, batch, horizon, frames, samples, seed=seed, control=batch.control))
         places = [keep.index(i) for i in rows]
         draws[:, places], means[places] = f.samples.numpy(), f.mean.numpy()
         for place, array in zip(places, batch.arrays(), strict=True):
@@ -138,6 +141,7 @@ def impute(
     data: str | None = None,
     split: str = "test",
     seed: int = 0,
+    device: str = "auto",
 ) -> str:
     """Fill what is missing; with `hide`, first hide that share and report the error on it.
 
@@ -153,13 +157,14 @@ def impute(
         data: another data set or file; default: that of the run.
         split: which part of the data.
         seed: of the noise.
+        device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
     if not 0 <= hide < 1:
         raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
     if hide_what not in ("frames", "values"):
         raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
     opened = Run.open(run, exported=True)
-    net, splits = opened.model(), opened.data(data)
+    net, splits = opened.model(device), opened.data(data)
     if split == "all":
         splits, split = splits.joined(), "test"
     chosen = splits.split(split)
@@ -169,7 +174,7 @@ def impute(
         raise ValueError(
             f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it."
         )
-    filled = tasks.impute(net, batch, samples, seed=seed)
+    filled = on_host(tasks.impute(net, batch, samples, seed=seed))
     missing = ~filled.observed.numpy() & whole.valid.unsqueeze(-1).numpy()
     drawn = results.to_units(splits, filled.samples.numpy())
     values = {
@@ -196,6 +201,11 @@ def impute(
         if "train" in splits.available:
             row["mae_of_mean"] = _mean_baseline(splits, truth, scored)
     return table([row]) + f"\nwritten to {opened.directory}: imputed.npz, imputed.csv"
+
+
+def on_host(result: Any) -> Any:
+    """The tensors of a result, on the CPU."""
+    return tree.tree_map(lambda a: a.cpu(), result)
 
 
 def _holes(batch: Sequences, share: float, what: str, seed: int) -> torch.Tensor:

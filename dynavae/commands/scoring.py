@@ -16,6 +16,7 @@ def evaluate(
     split: str = "test",
     batch_size: int = 64,
     seed: int = 0,
+    device: str = "auto",
 ) -> str:
     """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json.
 
@@ -26,9 +27,10 @@ def evaluate(
         split: which part of the data.
         batch_size: sequences at a time.
         seed: of the noise.
+        device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
     opened = Run.open(run, exported=True)
-    net, splits = opened.model(), opened.data(data)
+    net, splits = opened.model(device), opened.data(data)
     requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
     if not bounds and net.per_step_likelihood:
         requested.append("fivo-64")

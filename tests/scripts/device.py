@@ -1,17 +1,19 @@
 """Every model gives the numbers of the CPU on another device, in every task. Run by test_device.py.
 
-python tests/scripts/device.py conditionals|tasks|training|mutants [NAME ...]
+python tests/scripts/device.py conditionals|tasks|training|from_the_command_line|mutants [NAME ...]
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from emulated import Apart, Device, register
 
 import dynavae
-from dynavae import MODELS, VRNN, Sequences, SequentialLVM
+from dynavae import MODELS, VRNN, Sequences, SequentialLVM, commands
 from dynavae.checkpoint import save_pretrained
+from dynavae.cli import main as main_of_cli
 from dynavae.em import Iteration
 from dynavae.loading import Batch
 from dynavae.loss import Loss
@@ -136,22 +139,59 @@ def training(name: str) -> None:
         equal(f"{name}, EM", list(there.parameters()), list(here.parameters()))
 
 
-def equal(what: str, ours: Any, theirs: Any) -> None:
+def from_the_command_line(_: str) -> None:
+    """evaluate, generate, forecast and impute of a run, with --device."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "gaps.csv"
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(60, 2, generator=generator).cumsum(0)
+        rows = [f"{t},{a},{b if t % 7 else ''}" for t, (a, b) in enumerate(values.tolist())]
+        table.write_text("\n".join(["time,a,b", *rows]))
+        run = f"{folder}/run"
+        fit = [
+            "fit",
+            "--model",
+            "VRNN",
+            "--data",
+            str(table),
+            "--out",
+            run,
+            "--epochs",
+            "1",
+            "--progress",
+            "false",
+        ]
+        assert main_of_cli([*fit, "--time", "time", "--window", "20", "--accelerator", "cpu"]) == 0
+        found = []
+        for device in ("apart", "cpu"):
+            commands.evaluate(run, ["elbo", "iwae-4", "fivo-4"], device=device)
+            commands.generate(run, 2, 5, device=device)
+            commands.forecast(run, 3, samples=7, device=device)
+            commands.impute(run, samples=7, device=device)
+            names = ("scores.json", "forecast.csv", "imputed.csv")
+            texts = [(Path(run) / name).read_text() for name in names]
+            samples = np.load(Path(run) / "samples" / "samples.npz")
+            found.append([[float(n) for n in re.findall(r"-?\d+\.\d+", text)] for text in texts])
+            found[-1].append(torch.as_tensor(samples["x"]))
+        equal("commands", *found, tolerance=1e-4)  # float32, printed with six digits
+
+
+def equal(what: str, ours: Any, theirs: Any, tolerance: float = 1e-8) -> None:
     if isinstance(theirs, Tensor):
         ours = ours.cpu() if isinstance(ours, Tensor) else torch.as_tensor(ours)
         try:
-            torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-8, atol=1e-8, equal_nan=True)
+            torch.testing.assert_close(ours, theirs.cpu(), rtol=tolerance, atol=tolerance, equal_nan=True)
         except AssertionError as error:
             raise AssertionError(f"{what}: {error}") from None
     elif isinstance(theirs, float):
-        if not math.isclose(ours, theirs, rel_tol=1e-8, abs_tol=1e-8):
+        if not math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance):
             raise AssertionError(f"{what}: {ours} is not {theirs}")
     elif isinstance(theirs, tuple | list):
         for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             fields = getattr(theirs, "_fields", None)
-            equal(f"{what} {fields[i] if fields else i}", a, b)
+            equal(f"{what} {fields[i] if fields else i}", a, b, tolerance)
     elif hasattr(theirs, "__dict__"):
-        equal(what, list(vars(ours).values()), list(vars(theirs).values()))
+        equal(what, list(vars(ours).values()), list(vars(theirs).values()), tolerance)
 
 
 class Misplaced(VRNN):
@@ -190,8 +230,10 @@ def mutants(_: str) -> None:
 
 def main() -> None:
     register()
-    check = {f.__name__: f for f in (conditionals, tasks, training, mutants)}[sys.argv[1]]
-    names = ["mutants"] if check is mutants else sys.argv[2:] or list(MODELS)
+    check = {f.__name__: f for f in (conditionals, tasks, training, from_the_command_line, mutants)}[
+        sys.argv[1]
+    ]
+    names = [check.__name__] if check in (from_the_command_line, mutants) else sys.argv[2:] or list(MODELS)
     for name in names:
         try:
             with Device():
