@@ -14,7 +14,7 @@ in float64 the program stops.
 `peak_mb`: greatest resident memory of one training step above what the process held before it.
 
 On a GPU `fast_ms` has the loop over time in a CUDA graph (`compile="recursion"`), `launched_ms` has not; the rate is that of
-a 4096 x 4096 product, without TF32, and `peak_mb` is what torch allocated there.
+a 4096 x 4096 product, all without TF32, and `peak_mb` is what torch allocated there, recordings included.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import dynavae
-from dynavae import Sequences, data, objectives
+from dynavae import Sequences, data, objectives, recording
 from dynavae.allocator import keep_freed_memory
 from dynavae.files import write_json
 from dynavae.loading import loader
@@ -101,6 +101,8 @@ class Case:
     def error(self) -> float:
         """Greatest difference of a gradient, relative to the largest entry of that parameter's gradient."""
         parameters = list(self.model.parameters())
+        for _ in range(2 if self.device == "cuda" else 0):  # a size is recorded when it comes again
+            self.train(self.fast)
         grads = [
             torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
             for loss in (self.fast, self.plain, self.whole)
@@ -110,6 +112,14 @@ class Case:
             for other in grads[1:]
             for a, b in zip(grads[0], other, strict=True)
         )
+
+
+def recorded(case: Case) -> int:
+    """How many recordings are played; a benchmark of recordings that are not is none."""
+    held = sum(map(len, recording.recordings.held.values()))
+    if case.device == "cuda" and not held:
+        raise SystemExit(f"{case.name}: the loop over time was not recorded.")
+    return held
 
 
 def now(device: str) -> float:
@@ -156,6 +166,7 @@ def work(device: str) -> None:
         task, *words = line.split()
         if task == "case":
             name, batch, steps = words
+            recording.recordings.clear()
             case = Case(name, int(batch), int(steps), device=device)
             print(0.0, flush=True)
         else:
@@ -164,8 +175,10 @@ def work(device: str) -> None:
             way = getattr(case, words[0])
             for _ in range(
                 3 if device == "cuda" else 1
-            ):  # the other process had the caches; a size is recorded when it comes again
+            ):  # the caches were the other's; a size is recorded when it comes again
                 run(way)
+            if words[0] == "fast":
+                recorded(case)
             print(run(way), flush=True)
 
 
@@ -218,8 +231,10 @@ def measure_peak(name: str, batch: int, steps: int, way: str, device: str) -> fl
     case = Case(name, batch, steps, device=device)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
-        for _ in range(3):  # the size is recorded when it comes again
+        for _ in range(3):  # the size is recorded when it comes again, which takes more, once
             case.train(getattr(case, way))
+        torch.cuda.reset_peak_memory_stats()
+        case.train(getattr(case, way))
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     Case(name, 2, 3).train(Case(name, 2, 3).fast)  # what torch allocates once
     before = _status("VmRSS")
@@ -307,6 +322,7 @@ def main() -> None:
     parser.add_argument("--worker", choices=["engine", "plain"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    torch.backends.cudnn.allow_tf32 = False  # as it is with products
     kept = arguments.worker != "plain" and keep_freed_memory()
     if arguments.worker:
         work(arguments.device)
@@ -329,7 +345,9 @@ def main() -> None:
     records: list[dict[str, Any]] = []
     engine, plain = (Worker(kind, arguments.threads, device) for kind in ("engine", "plain"))
     for name in arguments.models.split(","):
-        error = Case(name, 4, 7, device=device).double().error()
+        small = Case(name, 4, 7, device=device).double()
+        error = small.error()
+        recorded(small)
         if error > 1e-5:
             raise SystemExit(
                 f"{name}: gradients of the two ways differ by {error:.1e}, so their times mean nothing."

@@ -6,26 +6,24 @@ kernels on the same memory, for other weights, noise and data, which are copied 
 has a recording of its own.
 
 Inside :func:`recorded`, and in `scan(..., compile=True)`, a size is recorded when it comes for the second time.
-Each recording is compared with what it recorded before it is used; one that differs, or that the driver refuses, is
-reported once, and its size runs step by step as before.
+Each recording is compared with what it recorded before it is used. One that differs is reported once, and its size
+runs step by step as before; if the driver refuses one, nothing more is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from dynavae.cuda_graph import CudaGraph, Tensors
 from dynavae.derivatives import differentiable_once
-
-Tensors = Sequence[Tensor | None]
 
 
 @runtime_checkable
@@ -62,14 +60,15 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Job, *inputs: Tensor | None) -> Any:
         ctx.set_materialize_grads(False)
-        ctx.run = run
+        ctx.run, ctx.device = run, next(a.device.type for a in inputs if a is not None)
         # Aliases, since what is returned points to this context, which points to the buffers.
         return tuple(None if a is None else a.detach() for a in run.forward(*inputs))
 
     @staticmethod
     @differentiable_once("take the plain loop, scan(..., fast=False)")
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        return None, *ctx.run.backward(*grads)
+        with torch.autocast(ctx.device, enabled=False):  # as in the forward
+            return None, *ctx.run.backward(*grads)
 
 
 # --- who records --------------------------------------------------------------------------------------
@@ -99,56 +98,29 @@ def recorded(on: bool = True) -> Iterator[None]:
         _active.reset(token)
 
 
-class CudaGraph:
-    """Kernels on a GPU."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.graph = device, torch.cuda.CUDAGraph()
-
-    @staticmethod
-    def applies(device: torch.device) -> bool:
-        return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
-
-    @staticmethod
-    def stream(device: torch.device) -> int:
-        """Two streams should not share the memory of a recording."""
-        return torch.cuda.current_stream(device).cuda_stream
-
-    def record(self, run: Callable[[], Tensors]) -> Tensors:
-        """What `run` returns, in memory that :meth:`play` fills; it holds nothing yet."""
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.graph(self.graph, stream=_capturing(self.device), capture_error_mode="thread_local"),
-        ):
-            return run()
-
-    def play(self) -> None:
-        self.graph.replay()
-
-
-@functools.cache
-def _capturing(device: torch.device) -> torch.cuda.Stream:
-    """One for all recordings: libraries hold a workspace for each stream."""
-    return torch.cuda.Stream(device)
-
-
 class Differs(RuntimeError):
     """A recording that does not repeat what was recorded."""
 
 
 class Tape:
-    """A function without arguments, recorded and compared with itself."""
+    """A function of some memory, recorded, and compared with itself on other numbers than it was recorded with."""
 
     TOLERANCE = 1e-3  # of the largest entry: sums in another order, through many steps
 
-    def __init__(self, run: Callable[[], Tensors], graph: Any) -> None:
+    def __init__(self, run: Callable[[], Tensors], memory: Tensors, graph: Any) -> None:
         self.graph = graph
+        given = _copies(memory)
+        others = [None if a is None else 0.9 * a for a in given]
+        _fill(memory, others)
         expected = run()  # libraries load, and choose their algorithms
+        _fill(memory, given)
         self.outputs = graph.record(run)
+        _fill(memory, others)
         graph.play()
         for a, b in zip(self.outputs, expected, strict=True):
             if a is not None and b is not None and not _close(a, b, self.TOLERANCE):
                 raise Differs("played again, it gave other numbers")
+        _fill(memory, given)
 
     def play(self) -> list[Tensor | None]:
         self.graph.play()
@@ -168,7 +140,7 @@ class Recording:
         self.job, self.inputs = job, _copies(inputs)
         device = next(a.device for a in inputs if a is not None)
         self.graph = lambda: graph(device)
-        self.tape = Tape(lambda: job.forward(*self.inputs), self.graph())
+        self.tape = Tape(lambda: job.forward(*self.inputs), self.inputs, self.graph())
         self.backwards: dict[tuple[bool, ...], tuple[list[Tensor | None], Tape | None]] = {}
         self.busy, self.turn, self.used = False, 0, 0
 
@@ -180,10 +152,13 @@ class Recording:
     def backward(self, *grads: Tensor | None) -> Tensors:
         which = tuple(a is not None for a in grads)
         if which not in self.backwards:
+            if recordings.stopped or torch.is_anomaly_enabled():
+                return self.job.backward(*grads)
             own = _copies(grads)
             with _apart():
-                tape = attempt(lambda: Tape(lambda: self.job.backward(*own), self.graph()), "its backward")
+                tape, refusal = attempt(lambda: Tape(lambda: self.job.backward(*own), own, self.graph()))
             self.backwards[which] = own, tape
+            report("its backward", refusal)
         own, tape = self.backwards[which]
         if tape is None:
             return self.job.backward(*grads)
@@ -235,58 +210,60 @@ class Recordings:
 
     def __init__(self, graph: Any = CudaGraph, most: int = 16, idle: int = 1000, each: int = 4) -> None:
         self.graph, self.most, self.idle, self.each = graph, most, idle, each
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.stopped = False  # the driver has refused once
         self.clear()
 
     def clear(self) -> None:
         """Hand back the memory of all recordings; those in use end with their backward."""
-        self.seen: set[Any] = set()
-        self.refused: set[Any] = set()
-        self.held: dict[Any, list[Recording]] = {}
-        self.calls = 0
+        with self.lock:
+            self.seen: set[Any] = set()
+            self.enough: set[Any] = set()  # no more of this
+            self.held: dict[Any, list[Recording]] = {}
+            self.calls = 0
 
     def lend(self, job: Callable[[Any], Job], kind: Any, inputs: Tensors) -> Loan | None:
         """A recording of this job for inputs like these; None where it has to run step by step."""
         like = next(a for a in inputs if a is not None)
         if not self.graph.applies(like.device):
             return None
-        key = (
-            job,
-            repr(kind),
-            tuple(None if a is None else tuple(a.shape) for a in inputs),
-            like.dtype,
-            like.device,
-            self.graph.stream(like.device),
-            torch.get_float32_matmul_precision(),
-        )
+        shapes = tuple(None if a is None else tuple(a.shape) for a in inputs)
+        key = job, repr(kind), shapes, like.dtype, like.device, self.graph.context(like.device)
+        refusal = None
         with self.lock:
             self.calls += 1
-            if key not in self.seen or key in self.refused:
+            if key not in self.seen:
                 self.seen.add(key)
                 return None
-            mine = self.held.setdefault(key, [])
+            mine = self.held.get(key, [])
             found = next((r for r in mine if not r.busy), None)
-            if found is None and len(mine) < self.each and self._room():
+            if found is None and len(mine) < self.each and self._room(key):
                 with _apart():
-                    found = attempt(lambda: Recording(job(kind), inputs, self.graph), "a loop over time")
+                    found, refusal = attempt(lambda: Recording(job(kind), inputs, self.graph))
                 if found is None:
-                    self.refused.add(key)
+                    self.enough.add(key)
                 else:
-                    mine.append(found)
-            if found is None:
-                return None
-            found.used = self.calls
-            return Loan(found)
+                    self.held.setdefault(key, []).append(found)
+            loan = None
+            if found is not None:
+                found.used = self.calls
+                loan = Loan(found)
+        report("a loop over time", refusal)
+        return loan
 
-    def _room(self) -> bool:
+    def _room(self, key: Any) -> bool:
         """Whether another recording may be made; the one that was idle longest goes for it."""
-        used = [(r.used, key, r) for key, several in self.held.items() for r in several]
+        if self.stopped or key in self.enough:
+            return False
+        used = [(r.used, i, key, r) for key, several in self.held.items() for i, r in enumerate(several)]
         if len(used) < self.most:
             return True
-        last, key, oldest = min(used, key=lambda u: u[0])
+        last, _, key, oldest = min(used, key=lambda u: u[:2])
         if self.calls - last < self.idle:
             return False
         self.held[key].remove(oldest)
+        if not self.held[key]:
+            del self.held[key]
         return True
 
 
@@ -294,18 +271,27 @@ recordings = Recordings()
 """Those of this process."""
 
 
-def attempt(make: Callable[[], Any], what: str) -> Any:
-    """None, and a warning, where it cannot be recorded."""
+def attempt(make: Callable[[], Any]) -> tuple[Any, RuntimeError | None]:
+    """What was made; or why not. After a refusal by the driver nothing more is recorded in this process."""
     try:
-        return make()
+        return make(), None
+    except Differs as error:
+        return None, error
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        warnings.warn(
-            f"{what} was not recorded ({type(error).__name__}: {reason}); it runs step by step, which gives the same "
-            "numbers. compile='terms' leaves the recording out.",
-            stacklevel=2,
-        )
-        return None
+        recordings.stopped = True
+        return None, error.with_traceback(None)  # which would hold the memory
+
+
+def report(what: str, refusal: RuntimeError | None) -> None:
+    if refusal is None:
+        return
+    reason = (str(refusal).strip() or "no reason given").splitlines()[0]
+    more = "" if isinstance(refusal, Differs) else " Nothing more is recorded in this process."
+    warnings.warn(
+        f"{what} was not recorded ({type(refusal).__name__}: {reason}); it runs step by step, which gives the same "
+        f"numbers.{more} compile='terms' leaves the recording out.",
+        stacklevel=2,
+    )
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def stages(*modules: nn.Module, before: Tensor | None = None, reads: tuple[Any, 
         elif isinstance(layer, nn.Dropout) and out:
             if layer.training and layer.p:
                 out[-1] = out[-1]._replace(dropout=layer.p)
-        elif isinstance(layer, tuple(ACTIVATIONS.values())) and out and out[-1].act is None:
+        elif type(layer) in ACTIVATIONS.values() and out and out[-1].act is None and not layer.state_dict():
             out[-1] = out[-1]._replace(act=layer)
         else:
             return None
@@ -106,6 +106,12 @@ class Layer(NamedTuple):
 
     act: nn.Module | None
     share: float
+
+    def __repr__(self) -> str:
+        """Equal for layers that do the same, whatever an activation says of itself."""
+        options = () if self.act is None else vars(self.act).items()
+        said = {k: v for k, v in options if not k.startswith("_") and k != "training"}
+        return f"Layer({type(self.act)}, {said}, {self.share})"
 
 
 class Kind(NamedTuple):

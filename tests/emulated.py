@@ -38,10 +38,10 @@ class Graph:
 
     @staticmethod
     def applies(device: torch.device) -> bool:
-        return True
+        return not torch.is_anomaly_enabled()
 
     @staticmethod
-    def stream(device: torch.device) -> int:
+    def context(device: torch.device) -> int:
         return 0
 
     def record(self, run: Callable[[], Sequence[Tensor | None]]) -> Sequence[Tensor | None]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
 from emulated import Graph
-from torch import Tensor
+from torch import Tensor, nn
 
 import dynavae
-from dynavae import Sequences, objectives, recording
+from dynavae import Sequences, cuda_graph, objectives, recording
 from dynavae.models import DKF, RVAE, SRNN, VRNN
 from dynavae.nn.mlp import ACTIVATIONS
 from dynavae.noise import draw
@@ -260,6 +262,102 @@ def test_what_cannot_be_recorded_runs_as_before(graph: type, said: str, emulated
             same(grads(model, loss(model, data, 0)), expected)
 
 
+def test_after_a_refusal_of_the_driver_nothing_more_is_recorded(emulated: Recordings) -> None:
+    """What was recorded before still plays."""
+    model = build(VRNN)
+    for _ in range(2):
+        grads(model, loss(model, batch(T=3), 0))
+    emulated.graph = Refusing
+    with pytest.warns(UserWarning, match="Nothing more is recorded in this process"):
+        for _ in range(2):
+            loss(model, batch(T=4), 0)
+    emulated.graph = Graph
+    played = Graph.played
+    for steps in (3, 4, 5):
+        for _ in range(3):
+            loss(model, batch(T=steps), 0)
+    assert len(emulated.held) == 1 and Graph.played == played + 3
+
+
+def test_a_second_one_that_fails_leaves_the_first(emulated: Recordings) -> None:
+    model, data = build(VRNN), batch()
+    loss(model, data, 0)
+    first = loss(model, data, 0)
+    emulated.graph = Wrong
+    with pytest.warns(UserWarning, match="gave other numbers"):
+        second = loss(model, data, 1)
+    emulated.graph = Graph
+    for value, seed in ((second, 1), (first, 0)):
+        with recorded(False):
+            expected = grads(model, loss(model, data, seed))
+        same(grads(model, value), expected)
+    played = Graph.played
+    loss(model, data, 2)
+    assert Graph.played == played + 1 and [len(several) for several in emulated.held.values()] == [1]
+
+
+def test_the_backward_stays_in_the_precision_of_the_model(emulated: Recordings) -> None:
+    """Whatever autocast surrounds it, also when it is recorded there and played elsewhere."""
+    model, data = build(VRNN).float(), batch().to(dtype=torch.float32)
+    with recorded(False):
+        expected = grads(model, loss(model, data, 0))
+    loss(model, data, 0)
+    for on in (True, False, True):
+        value = loss(model, data, 0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            ours = grads(model, value)
+        error = max(
+            float((a - b).abs().max() / b.abs().max().clamp(min=1e-6))
+            for a, b in zip(ours, expected, strict=True)
+        )
+        assert (
+            error < 0.02 if on else error < 1e-5
+        )  # the scoring, which is not of the recursion, is short under autocast
+
+
+def test_no_recording_while_anomalies_are_sought(emulated: Recordings) -> None:
+    model, data = build(VRNN), batch()
+    loss(model, data, 0)
+    value = loss(model, data, 0)
+    with torch.autograd.set_detect_anomaly(True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is slow
+        found = grads(model, value)
+        same(grads(model, loss(model, data, 0)), found)
+    with recorded(False):
+        same(found, grads(model, loss(model, data, 0)))
+    assert Graph.recorded == 1
+
+
+class Power(nn.Module):
+    """An activation that does not say what it is."""
+
+    def __init__(self, exponent: float = 1.0) -> None:
+        super().__init__()
+        self.exponent = exponent
+
+    def forward(self, a: Tensor) -> Tensor:
+        return a.sigmoid() ** self.exponent
+
+
+def test_activations_that_look_alike(emulated: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ACTIVATIONS, "power", Power)
+    monkeypatch.setitem(ACTIVATIONS, "prelu", nn.PReLU)
+    data = batch()
+    for exponent in (1.0, 3.0):
+        model = build(DKF, activation="power", inference="ST-R")
+        for module in model.modules():
+            if isinstance(module, Power):
+                module.exponent = exponent
+        for seed in range(3):
+            with recorded(False):
+                expected = loss(model, data, seed)
+            same((loss(model, data, seed),), (expected,))
+    learned = build(VRNN, activation="prelu", posterior_layers=(4,))
+    slopes = [m.weight for m in learned.modules() if isinstance(m, nn.PReLU)]
+    found = torch.autograd.grad(loss(learned, data, 0), slopes)  # by the plain loop
+    assert all(bool(g.abs().sum() > 0) for g in found)
+
+
 def test_training_is_the_same_and_ends_with_no_memory_held(emulated: Recordings) -> None:
     """fit, with pieces of one length, several of them per epoch."""
     x = torch.randn(12, 10, 3, generator=torch.Generator().manual_seed(0))
@@ -321,3 +419,57 @@ def test_training_on_a_gpu(compile: bool | str) -> None:
         )
         losses.append([row["train/loss"] for row in result.history])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_driver_s_refusal_leaves_everything_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's calls in order, and a driver that refuses when the capture ends, as it does after a mistake within."""
+    events: list[str] = []
+
+    class Stream:
+        def __init__(self, *_: object) -> None:
+            self.name = "side" if _ else "user"
+
+    class On:
+        def __init__(self, stream: Stream) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            events.append(f"enter {self.stream.name}")
+
+        def __exit__(self, *_: object) -> None:
+            events.append(f"leave {self.stream.name}")
+
+    class Capture:
+        def __init__(self, graph: object, pool: object, *, stream: Stream, capture_error_mode: str) -> None:
+            inspect.signature(real).bind(graph, pool, stream=stream, capture_error_mode=capture_error_mode)
+
+        def __enter__(self) -> None:
+            events.append("capture")
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("capture was invalidated")
+
+    real = torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", On)
+    monkeypatch.setattr(cuda_graph, "_capturing", lambda device: Stream(device))
+    monkeypatch.setattr(cuda_graph.CudaGraph, "failed", [])
+    for name in ("clearCublasWorkspaces", "endAllocateToPool"):
+        monkeypatch.setattr(torch._C, f"_cuda_{name}", lambda *_, n=name: events.append(n), raising=False)
+    graph = cuda_graph.CudaGraph(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="capture was invalidated"):
+        graph.record(lambda: [])
+    assert events == [
+        "enter user",
+        "clearCublasWorkspaces",
+        "capture",
+        "endAllocateToPool",
+        "clearCublasWorkspaces",
+        "leave user",
+    ]
+    assert cuda_graph.CudaGraph.failed == [graph]
