@@ -173,9 +173,8 @@ def work(device: str) -> None:
             assert case is not None
             run = getattr(case, task)
             way = getattr(case, words[0])
-            for _ in range(
-                3 if device == "cuda" else 1
-            ):  # the caches were the other's; a size is recorded when it comes again
+            # The caches were the other process's; and a size is recorded when it comes again.
+            for _ in range(3 if device == "cuda" else 1):
                 run(way)
             if words[0] == "fast":
                 recorded(case)

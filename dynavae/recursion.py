@@ -235,11 +235,12 @@ class Recursion:
             state = first = cells[-1].start[0]
         z = torch.empty_like(noise)
         zs, eps, z_dim = z.unbind(), noise.unbind(), noise.shape[-1]
+        locs, raws = (half.unbind() for half in posterior[-1].y.split(z_dim, -1))
         for t in range(size.T):
             q = state
             for layer in posterior:
                 q = layer.forward(t, q)
-            loc, raw = q.split(z_dim, -1)
+            loc, raw = locs[t], raws[t]
             if prior:
                 p = state
                 for layer in prior:

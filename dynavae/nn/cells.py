@@ -96,12 +96,15 @@ class LSTM(Cell):
         self.bias, self.weight = before, torch.cat([w_x, w_h], 1)
         self.blocks = (self.weight.view(4, h, -1) * by_gate).transpose(1, 2)
         terms = before.view(1, 1, -1) if before.ndim == 1 else before  # (T or 1, B or 1, 4 h)
-        terms = terms.unflatten(-1, (4, h)).transpose(1, 2) * by_gate
-        self.terms = self.size.frames(terms.unsqueeze(2))
-
-        self.gate = w_h.new_empty(T if keep else 1, 4, self.size.N, h)
+        terms = terms.unflatten(-1, (4, h)).transpose(1, 2)
+        terms = torch.mul(terms, by_gate, out=w_h.new_empty(terms.shape))
+        self.in_place = (
+            K == 1 and terms.shape[0] == T and terms.shape[2] == B
+        )  # they are the gates' buffer then
+        self.gate = terms if self.in_place else w_h.new_empty(T if keep else 1, 4, self.size.N, h)
         self.gates = self.size.frames(self.gate)
         self.by_particle = self.size.frames(self.gate.unflatten(2, (K, B)))
+        self.terms = self.size.frames(terms.unsqueeze(2))
         self.cuts = list(zip(*(self.size.frames(gate) for gate in self.gate.unbind(1)), strict=True))
         self.tanh_c, self.tanh_cs = self.size.buffer(w_h, h)
 
@@ -122,7 +125,8 @@ class LSTM(Cell):
 
     def forward(self, t: int, x: Tensor) -> Tensor:
         self.xs[t].copy_(x)
-        self.by_particle[t].copy_(self.terms[t])
+        if not self.in_place:
+            self.by_particle[t].copy_(self.terms[t])
         self.gates[t].baddbmm_(self.read[t], self.blocks).sigmoid_()
         i, f, g, o = self.cuts[t]
         self.tanh.of_sigmoid(g)

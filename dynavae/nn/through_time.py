@@ -83,7 +83,7 @@ class Tanh:
         self.two, self.minus_one = like.new_full((), 2.0), like.new_full((), -1.0)
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
-        if x.is_cpu and x.numel() > self.MANY:
+        if x.is_cpu and x.numel() >= self.MANY:
             return self.of_sigmoid(torch.mul(x, self.two, out=out).sigmoid_())
         return torch.tanh(x, out=out)
 
@@ -138,34 +138,37 @@ class Dense:
         self.factor, self.factors = factor, None if factor is None else factor.unbind()
         self.after = None if after is None else after.unbind()
         # a = W x + before; b = act(a); y = factor * b + after. tanh and relu are known by their output.
-        self.known = isinstance(act, nn.Tanh | nn.ReLU)
+        self.is_tanh, self.is_relu = isinstance(act, nn.Tanh), isinstance(act, nn.ReLU)
+        known = self.is_tanh or self.is_relu
         self.scaled = self.factor is not None or share != 1 or after is not None
         self.b, self.bs = size.buffer(weight, width, keep)
-        self.a, self.as_ = (self.b, self.bs) if self.known or act is None else size.buffer(weight, width)
+        self.a, self.as_ = (self.b, self.bs) if known or act is None else size.buffer(weight, width)
         self.y, self.ys = size.buffer(weight, width, keep) if self.scaled else (self.b, self.bs)
 
     def forward(self, t: int, x: Tensor) -> Tensor:
-        a, b, y = self.as_[t], self.bs[t], self.ys[t]
-        self.affine.into(a, t, x)
-        if isinstance(self.act, nn.Tanh):
+        a = self.affine.into(self.as_[t], t, x)
+        if self.is_tanh:
             self.tanh(a, out=a)
-        elif isinstance(self.act, nn.ReLU):
+        elif self.is_relu:
             a.relu_()
         elif self.act is not None:
-            b.copy_(self.act(a))
-        if self.scaled:
-            torch.mul(b, self.share if self.factors is None else self.factors[t], out=y)
-            if self.after is not None:
-                y.view(self.size.K, self.size.B, -1).add_(self.after[t])
+            self.bs[t].copy_(self.act(a))
+        return self.scale(t) if self.scaled else self.bs[t]
+
+    def scale(self, t: int) -> Tensor:
+        """factor * b + after."""
+        y = torch.mul(self.bs[t], self.share if self.factors is None else self.factors[t], out=self.ys[t])
+        if self.after is not None:
+            y.view(self.size.K, self.size.B, -1).add_(self.after[t])
         return y
 
     def prepare(self, grad: Tensor | None = None) -> None:
         """Derivatives for all t. `grad`: where dL/dy of a linear layer will be found, if it is at hand."""
         if self.act is None:
             slope = None
-        elif isinstance(self.act, nn.Tanh):
+        elif self.is_tanh:
             slope = torch.addcmul(self.b.new_ones(()), self.b, self.b, value=-1)
-        elif isinstance(self.act, nn.ReLU):
+        elif self.is_relu:
             slope = (self.b > 0).to(self.b)
         else:
             slope = derivative(self.act, self.a)
