@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from emulated import Graph
+from recursive import build
 from torch import Tensor, nn
 
 import dynavae
@@ -38,15 +39,6 @@ def batch(B: int = 4, T: int = 6, control: int = 0, seed: int = 1) -> Sequences:
     u = torch.randn(B, T, control, generator=generator, dtype=torch.float64) if control else None
     lengths = [T] * (B - 1) + [1]
     return Sequences.from_arrays(x, lengths=lengths, control=u).to(dtype=torch.float64)
-
-
-def build(kind: type, **options: object) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = kind(x_dim=3, z_dim=2, h_dim=5, **options).double()
-    with torch.no_grad():  # far from the symmetric start, so that no term vanishes
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 def loss(model: torch.nn.Module, data: Sequences, seed: int, particles: int = 1) -> Tensor:

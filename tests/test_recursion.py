@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recursive import build
 from torch import Tensor, nn
 
 from dynavae import Sequences, objectives
@@ -33,15 +34,6 @@ def sequences(x_dim: int = 3, control_dim: int = 0) -> Sequences:
         torch.randn(4, 6, control_dim, generator=generator, dtype=torch.float64) if control_dim else None
     )
     return Sequences.from_arrays(x, lengths=[6, 6, 4, 1], control=control).to(dtype=torch.float64)
-
-
-def build(kind: type, **options: object) -> torch.nn.Module:
-    torch.manual_seed(0)
-    model = kind(x_dim=3, z_dim=2, h_dim=5, **options).double()
-    with torch.no_grad():  # far from the symmetric start, so that no term vanishes
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
 
 
 def used(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
