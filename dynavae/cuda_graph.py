@@ -60,9 +60,8 @@ class CudaGraph:
                     return run()
             except RuntimeError:
                 self.failed.append(self)
-                with contextlib.suppress(
-                    RuntimeError, AttributeError
-                ):  # if the capture's end did not come to it
+                # If the end of the capture did not come to it; it refuses otherwise, and is torch's own affair.
+                with contextlib.suppress(RuntimeError, AttributeError):
                     torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
                 raise
             finally:

@@ -12,7 +12,7 @@ from dynavae.resampling import Resampling
 from dynavae.trajectory import State
 
 Compile = bool | str
-""""terms" or "recursion"; True compiles both: the scoring of all frames, and (on a GPU) the loop over time."""
+"""What to compile: the scoring of all frames ("terms"), on a GPU the loop over time ("recursion"), or both (True)."""
 
 
 def to_compile(compile: Compile) -> tuple[bool, bool]:

@@ -6,8 +6,8 @@ kernels on the same memory, for other weights, noise and data, which are copied 
 has a recording of its own.
 
 Inside :func:`recorded`, and in `scan(..., compile=True)`, a size is recorded when it comes for the second time.
-Each recording is compared with what it recorded before it is used. One that differs is reported once, and its size
-runs step by step as before; if the driver refuses one, nothing more is recorded.
+Each recording is compared, on other numbers, with what it recorded before it is used. One that differs is reported once,
+and its size runs step by step as before; if the driver refuses one, nothing more is recorded.
 """
 
 from __future__ import annotations

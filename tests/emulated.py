@@ -175,11 +175,10 @@ INDEXING = (aten.index, aten.index_put_, aten.index_put, aten._unsafe_index)
 
 
 def _compute(op: Any, args: Any, kwargs: Any) -> Any:
-    tensors = _tensors((args, kwargs))
+    indexing = op.overloadpacket in INDEXING  # as with CUDA, indices may be on the host
+    tensors = _tensors(((args[0], *args[2:]) if indexing else args, kwargs))
     there = any(isinstance(a, Apart) for a in tensors)
     here = [a for a in tensors if not isinstance(a, Apart) and a.ndim]
-    if op.overloadpacket in INDEXING and isinstance(args[0], Apart):
-        here = []  # as with CUDA, indices may be on the host
     if there and here and op.overloadpacket not in CROSSING:
         raise RuntimeError(
             f"{op}: expected all tensors to be on the same device, apart:0; {here[0].shape} is on cpu"

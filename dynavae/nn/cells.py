@@ -98,9 +98,8 @@ class LSTM(Cell):
         terms = before.view(1, 1, -1) if before.ndim == 1 else before  # (T or 1, B or 1, 4 h)
         terms = terms.unflatten(-1, (4, h)).transpose(1, 2)
         terms = torch.mul(terms, by_gate, out=w_h.new_empty(terms.shape))
-        self.in_place = (
-            K == 1 and terms.shape[0] == T and terms.shape[2] == B
-        )  # they are the gates' buffer then
+        # Known for all t and one particle: they become the gates, and need not be copied.
+        self.in_place = K == 1 and terms.shape[0] == T and terms.shape[2] == B
         self.gate = terms if self.in_place else w_h.new_empty(T if keep else 1, 4, self.size.N, h)
         self.gates = self.size.frames(self.gate)
         self.by_particle = self.size.frames(self.gate.unflatten(2, (K, B)))

@@ -177,21 +177,25 @@ def from_the_command_line(_: str) -> None:
 
 
 def equal(what: str, ours: Any, theirs: Any, tolerance: float = 1e-8) -> None:
-    if isinstance(theirs, Tensor):
-        ours = ours.cpu() if isinstance(ours, Tensor) else torch.as_tensor(ours)
+    """Of the same kind, part by part; tensors and numbers up to the tolerance, anything else exactly."""
+    if type(theirs) in (torch.Tensor, torch.nn.Parameter):
+        if not isinstance(ours, Tensor):
+            raise AssertionError(f"{what}: {ours} is not a tensor")
         try:
-            torch.testing.assert_close(ours, theirs.cpu(), rtol=tolerance, atol=tolerance, equal_nan=True)
+            torch.testing.assert_close(
+                ours.detach().cpu(), theirs.detach(), rtol=tolerance, atol=tolerance, equal_nan=True
+            )
         except AssertionError as error:
             raise AssertionError(f"{what}: {error}") from None
     elif isinstance(theirs, float):
         if not math.isclose(ours, theirs, rel_tol=tolerance, abs_tol=tolerance):
             raise AssertionError(f"{what}: {ours} is not {theirs}")
     elif isinstance(theirs, tuple | list):
-        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            fields = getattr(theirs, "_fields", None)
-            equal(f"{what} {fields[i] if fields else i}", a, b, tolerance)
-    elif hasattr(theirs, "__dict__"):
-        equal(what, list(vars(ours).values()), list(vars(theirs).values()), tolerance)
+        names = getattr(theirs, "_fields", range(len(theirs)))
+        for name, a, b in zip(names, ours, theirs, strict=True):
+            equal(f"{what} {name}", a, b, tolerance)
+    elif type(ours) is not type(theirs) or ours != theirs:
+        raise AssertionError(f"{what}: {ours!r} is not {theirs!r}")
 
 
 class Misplaced(VRNN):
