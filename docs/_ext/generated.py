@@ -35,6 +35,8 @@ def facts(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
                 str(r[key])[:12] if key == "data_sha256" else str(r[key]) for r in records if key in r
             )
         )
+        if key == "command":
+            values = [f"`{value}`" for value in values]  # with its hyphens as they are
         if values:
             parts.append(f"{key.replace('_', ' ')}: {' / '.join(values)}")
     return "*" + "; ".join(parts) + ".*\n"
