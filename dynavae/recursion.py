@@ -16,7 +16,7 @@ The readable form is the model's `posterior`, `absorb` and `update`, which the p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
     after: Tensor | None = None  # (T, B, out)
 
 
-Network = list[Stage] | None
+Network = Sequence[Stage] | None
 """Stages of a network; None if one of its layers has no fast form."""
 
 
@@ -131,10 +131,10 @@ def recur(
     to_normal: ToNormal,
     start: Any,
     *,
-    prior: Network = (),  # type: ignore[assignment]
-    features: Network = (),  # type: ignore[assignment]
+    prior: Network = (),
+    features: Network = (),
     memory: Memory | None = None,
-    gates: Tensor | None = None,
+    reads: Tensor | None = None,
 ) -> Recursed | None:
     """Run the recursion over all frames; None if a part of it has no fast form (layer norm, stacked dropout).
 
@@ -146,13 +146,17 @@ def recur(
         prior: from s_{t-1} to 2 z_dim numbers, whose first half is added to the posterior's mean.
         features: from z_t to what the memory reads; none: z_t itself.
         memory: None makes z_t the state.
-        gates: what the memory's first layer reads beside f_t, from :meth:`~dynavae.nn.Memory.share`.
+        reads: what the memory reads before f_t in its input, (T, B, .); None: nothing.
     """
     if posterior is None or features is None or prior is None:
         return None
     if memory is not None and memory.dropout and memory.training:
         return None
     T, K, B, z_dim = noise.shape
+    posterior, features, prior = map(_by_sigmoids, (posterior, features, prior))
+    by_sigmoid = memory is not None and bool(features) and _is_tanh(features[-1])
+    if by_sigmoid:
+        features = [*features[:-1], _by_sigmoid(features[-1])]
     nets = posterior, features, prior
     flat: list[Tensor | None] = []
     for net in nets:
@@ -165,8 +169,14 @@ def recur(
         for i, state in enumerate(start):
             w_x, w_h, b_x, b_h = memory.weights(i)
             own = b_h if memory.cell == "gru" else None
-            before = gates if i == 0 else b_x if own is not None else b_x + b_h
-            flat += [w_x[:, -f_dim:] if i == 0 else w_x, before, w_h, own]
+            before = b_x if own is not None else b_x + b_h
+            if i == 0:
+                w_reads, w_x = w_x[:, :-f_dim], w_x[:, -f_dim:]
+                if by_sigmoid:
+                    w_x, before = _after_sigmoid(w_x, before)
+                if reads is not None:
+                    before = linear(reads, w_reads, before)
+            flat += [w_x, before, w_h, own]
             flat += [part.reshape(K * B, -1) for part in state]
     keep = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in flat)
     size = Size(T, K, B, keep)
@@ -200,7 +210,40 @@ def recur(
         h = torch.cat([before_first, states[-memory.parts][:-1]])
         ends = iter([s[-1].view(K, B, -1) for s in states])
         last = tuple(tuple(next(ends) for _ in state) for state in start)
+    if by_sigmoid:
+        f = 2 * f - 1
     return Recursed(lead(z), lead(q), lead(p), lead(f), lead(h), last)  # type: ignore[arg-type]
+
+
+# On a CPU torch's tanh takes up to four times as long as its sigmoid. tanh(a) = 2 sigmoid(2 a) - 1, and a layer between two
+# products leaves these constants to the weights before and behind it.
+
+SIGMOID = nn.Sigmoid()
+
+
+def _is_tanh(stage: Stage) -> bool:
+    """Whether the stage is tanh(W x + before) and nothing else."""
+    return isinstance(stage.act, nn.Tanh) and not stage.dropout and stage.share == 1 and stage.after is None
+
+
+def _by_sigmoid(stage: Stage) -> Stage:
+    """sigmoid(2 a) in place of tanh(a)."""
+    return stage._replace(weight=2 * stage.weight, before=2 * stage.before, act=SIGMOID)
+
+
+def _after_sigmoid(weight: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """W (2 s - 1) + before = 2 W s + (before - W 1)."""
+    return 2 * weight, before - weight.sum(1)
+
+
+def _by_sigmoids(net: Sequence[Stage]) -> list[Stage]:
+    """The same network, with the tanh of its layers but the last as sigmoids."""
+    out = list(net)
+    for i in range(len(out) - 1):
+        if _is_tanh(out[i]):
+            weight, before = _after_sigmoid(out[i + 1].weight, out[i + 1].before)
+            out[i], out[i + 1] = _by_sigmoid(out[i]), out[i + 1]._replace(weight=weight, before=before)
+    return out
 
 
 class Recursion:

@@ -119,7 +119,6 @@ class RVAE(SequentialLVM):
             self.to_normal,
             inferring,
             memory=self.inference,
-            gates=self.inference.share(),
         )
         if run is None:
             return None

@@ -126,7 +126,7 @@ class VRNN(SequentialLVM):
             prior=stages(self.prior_net, self.p_z.linear, reads=(..., control)) if relative else [],
             features=stages(self.phi_z),
             memory=self.rnn,
-            gates=self.rnn.share(u),
+            reads=u,
         )
         if run is None:
             return None

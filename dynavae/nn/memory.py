@@ -135,15 +135,6 @@ class Memory(nn.Module):
         stepped = tuple(out)
         return tree.tree_map(lambda a: a.reshape(*lead, a.shape[-1]), stepped) if many else stepped
 
-    def share(self, u: Tensor | None = None) -> Tensor:
-        """What the first layer's input product owes to u, the first features of its input, and to the biases.
-
-        (..., gates * h_dim); without u the bias alone. A GRU's state has a bias of its own, which is not in it.
-        """
-        w_x, _, b_x, b_h = self.weights(0)
-        bias = b_x if self.cell == "gru" else b_x + b_h
-        return bias if u is None else nn.functional.linear(u, w_x[:, : u.shape[-1]], bias)
-
     def weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r, i = self.rnn, layer
         return (

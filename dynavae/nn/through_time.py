@@ -137,9 +137,11 @@ class Dense:
         self.tanh = Tanh(weight)
         self.factor, self.factors = factor, None if factor is None else factor.unbind()
         self.after = None if after is None else after.unbind()
-        # a = W x + before; b = act(a); y = factor * b + after. tanh and relu are known by their output.
-        self.is_tanh, self.is_relu = isinstance(act, nn.Tanh), isinstance(act, nn.ReLU)
-        known = self.is_tanh or self.is_relu
+        # a = W x + before; b = act(a); y = factor * b + after. These are known by their output.
+        self.is_tanh, self.is_sigmoid, self.is_relu = (
+            isinstance(act, kind) for kind in (nn.Tanh, nn.Sigmoid, nn.ReLU)
+        )
+        known = self.is_tanh or self.is_sigmoid or self.is_relu
         self.scaled = self.factor is not None or share != 1 or after is not None
         self.b, self.bs = size.buffer(weight, width, keep)
         self.a, self.as_ = (self.b, self.bs) if known or act is None else size.buffer(weight, width)
@@ -147,7 +149,9 @@ class Dense:
 
     def forward(self, t: int, x: Tensor) -> Tensor:
         a = self.affine.into(self.as_[t], t, x)
-        if self.is_tanh:
+        if self.is_sigmoid:
+            a.sigmoid_()
+        elif self.is_tanh:
             self.tanh(a, out=a)
         elif self.is_relu:
             a.relu_()
@@ -168,6 +172,8 @@ class Dense:
             slope = None
         elif self.is_tanh:
             slope = torch.addcmul(self.b.new_ones(()), self.b, self.b, value=-1)
+        elif self.is_sigmoid:
+            slope = torch.addcmul(self.b, self.b, self.b, value=-1)
         elif self.is_relu:
             slope = (self.b > 0).to(self.b)
         else:
