@@ -8,7 +8,9 @@ spectrum), float32. `loop_ms` is the same mathematics with the same weights and 
 (`plain_loops.py`, everything in the loop); `whole_ms` has the recurrences over x alone in one call of nn.LSTM. `gemm_ms` is
 the floating point operations of the plain step's matrix products at this machine's rate for 1024 x 1024 matrices. The
 engine and the plain loop have a process each: the engine's keeps freed memory, as `fit` does, which would slow some plain
-loops down. They take turns of one step to warm up and one that counts; medians are kept, ratio = loop_ms / fast_ms.
+loops down. They take turns: steps for 0.5 s to warm up, since after a pause a step takes up to 1.4 times as long as in a
+run, then for 0.5 s (at least one) those that count; the 1024 x 1024 products have turns of the same kind. The median of a
+turn, then the median over the turns, is kept; ratio = loop_ms / fast_ms.
 Gradients of both are compared first (`grad_error`, relative to the largest entry of each parameter's gradient); above 1e-5
 in float64 the program stops.
 `peak_mb`: greatest resident memory of one training step above what the process held before it.
@@ -50,6 +52,7 @@ from dynavae.scan import scan
 RESULTS = Path(__file__).parent / "results" / "engine_speed.json"
 SIZES = "128x50,16x50,32x150,32x1000"
 X_DIM = 257
+WARM_UP, COUNTS = 0.5, 0.5  # seconds of a turn
 
 
 class Case:
@@ -129,16 +132,28 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
+def turn(step: Callable[[], float], at_least: int = 1) -> float:
+    """Median seconds of the steps of one turn."""
+    spent: list[float] = []
+    while len(spent) < at_least or sum(spent) < WARM_UP:
+        spent.append(step())
+    counted: list[float] = []
+    while not counted or sum(counted) < COUNTS:
+        counted.append(step())
+    return statistics.median(counted)
+
+
 def gemm_rate(device: str = "cpu") -> float:
     """Floating point operations per second of a 1024 x 1024 product, on a GPU 4096 x 4096."""
     n = 4096 if device == "cuda" else 1024
     a = torch.randn(n, n, device=device)
-    times = []
-    for _ in range(12):
+
+    def product() -> float:
         begin = now(device)
         a @ a
-        times.append(now(device) - begin)
-    return 2 * n**3 / statistics.median(times)
+        return now(device) - begin
+
+    return 2 * n**3 / turn(product)
 
 
 class Worker:
@@ -173,12 +188,12 @@ def work(device: str) -> None:
             assert case is not None
             run = getattr(case, task)
             way = getattr(case, words[0])
-            # The caches were the other process's; and a size is recorded when it comes again.
-            for _ in range(3 if device == "cuda" else 1):
-                run(way)
+            seconds = turn(
+                lambda run=run, way=way: run(way), 3 if device == "cuda" else 1
+            )  # the second time records
             if words[0] == "fast":
                 recorded(case)
-            print(run(way), flush=True)
+            print(seconds, flush=True)
 
 
 def compare(

@@ -102,8 +102,9 @@ class LSTM(Cell):
         self.in_place = K == 1 and terms.shape[0] == T and terms.shape[2] == B
         self.gate = terms if self.in_place else w_h.new_empty(T if keep else 1, 4, self.size.N, h)
         self.gates = self.size.frames(self.gate)
-        self.by_particle = self.size.frames(self.gate.unflatten(2, (K, B)))
-        self.terms = self.size.frames(terms.unsqueeze(2))
+        if not self.in_place:
+            self.by_particle = self.size.frames(self.gate.unflatten(2, (K, B)))
+            self.terms = self.size.frames(terms.unsqueeze(2))
         self.cuts = list(zip(*(self.size.frames(gate) for gate in self.gate.unbind(1)), strict=True))
         self.tanh_c, self.tanh_cs = self.size.buffer(w_h, h)
 
