@@ -4,12 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+
+class BySigmoid(torch.autograd.Function):
+    """tanh(x) as 2 sigmoid(2 x) - 1: off by a unit in the last place of 1, like any sum."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.mul(x, 2).sigmoid_().mul_(2).sub_(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.tanh_backward(grad, *ctx.saved_tensors)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return torch.ops.aten.tanh_backward(tangent, *ctx.saved_tensors)  # type: ignore[no-any-return]
+
+
+class Tanh(nn.Tanh):
+    """tanh; of many numbers on a CPU through torch's sigmoid, which takes a third of the time of its tanh.
+
+    Not in bfloat16 or half precision, where a unit in the last place of 1 is more than most activations can spare.
+    """
+
+    MANY = 2**14
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not x.is_cpu or x.dtype not in (torch.float32, torch.float64):
+            return torch.tanh(x)
+        return torch.tanh(x) if x.numel() < self.MANY else BySigmoid.apply(x)  # type: ignore[no-any-return]
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "tanh": nn.Tanh,
+    "tanh": Tanh,
     "relu": nn.ReLU,
     "elu": nn.ELU,
     "gelu": nn.GELU,
