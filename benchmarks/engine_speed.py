@@ -14,6 +14,7 @@ turn, then the median over the turns, is kept; ratio = loop_ms / fast_ms.
 Gradients of both are compared first (`grad_error`, relative to the largest entry of each parameter's gradient); above 1e-5
 in float64 the program stops.
 `peak_mb`: greatest resident memory of one training step above what the process held before it.
+`repeats` counts the turns; with 500 steps and more three are enough.
 
 On a GPU `fast_ms` has the loop over time in a CUDA graph (`compile="recursion"`), `launched_ms` has not; the rate is that of
 a 4096 x 4096 product, all without TF32, and `peak_mb` is what torch allocated there, recordings included.
@@ -22,6 +23,7 @@ a 4096 x 4096 product, all without TF32, and `peak_mb` is what torch allocated t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -45,6 +47,7 @@ from dynavae import Sequences, data, objectives, recording
 from dynavae.allocator import keep_freed_memory
 from dynavae.files import write_json
 from dynavae.loading import loader
+from dynavae.nn.mlp import Tanh
 from dynavae.noise import Noise, draw
 from dynavae.runs import table
 from dynavae.scan import scan
@@ -188,9 +191,8 @@ def work(device: str) -> None:
             assert case is not None
             run = getattr(case, task)
             way = getattr(case, words[0])
-            seconds = turn(
-                lambda run=run, way=way: run(way), 3 if device == "cuda" else 1
-            )  # the second time records
+            at_least = 3 if device == "cuda" else 1  # a size is recorded when it comes for the second time
+            seconds = turn(functools.partial(run, way), at_least)
             if words[0] == "fast":
                 recorded(case)
             print(seconds, flush=True)
@@ -275,7 +277,7 @@ def growth(repeats: int) -> list[dict[str, Any]]:
         for value in values:
             size = base | {name: value}
             case = Case("VRNN", size["batch"], size["steps"], size["particles"], h_dim=size["h_dim"])
-            times = [case.train(case.fast) for _ in range(repeats + 1)][1:]
+            times = [turn(functools.partial(case.train, case.fast)) for _ in range(repeats)]
             records.append(
                 {
                     "task": "growth",
@@ -292,12 +294,15 @@ def pipeline(repeats: int) -> dict[str, Any]:
     """Frames per second that the loader delivers, training batches of the packaged chorales."""
     train = data.load("jsb").train
     assert train is not None
-    times = []
-    for _ in range(repeats + 1):
+    frames = sum(batch.frames for batch in loader(train, 16, seed=0))
+
+    def epoch() -> float:
         begin = time.perf_counter()
-        frames = sum(batch.frames for batch in loader(train, 16, seed=0))
-        times.append(time.perf_counter() - begin)
-    seconds = statistics.median(times[1:])
+        for _ in loader(train, 16, seed=0):
+            pass
+        return time.perf_counter() - begin
+
+    seconds = statistics.median(turn(epoch) for _ in range(repeats))
     return {
         "task": "input",
         "data": "jsb",
@@ -338,6 +343,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.backends.cudnn.allow_tf32 = False  # as it is with products
     kept = arguments.worker != "plain" and keep_freed_memory()
+    if arguments.worker == "plain":
+        Tanh.MANY = sys.maxsize  # torch's own, as one would write it
     if arguments.worker:
         work(arguments.device)
         return
@@ -351,6 +358,7 @@ def main() -> None:
     shared = {
         "device": device,
         "threads": arguments.threads,
+        "turns": f"{WARM_UP} s to warm up, {COUNTS} s that count",
         "allocator": "the engine's keeps freed memory, as fit does" if kept else "as it is",
         "hardware": hardware(device),
         "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
@@ -370,7 +378,7 @@ def main() -> None:
             batch, steps = map(int, size.split("x"))
             for task in ("train", "infer"):
                 record: dict[str, Any] = {"task": task, "model": name, "batch": batch, "steps": steps}
-                repeats = arguments.repeats if steps < 500 else max(arguments.repeats // 2, 1)
+                repeats = arguments.repeats if steps < 500 else min(arguments.repeats, 3)
                 record |= compare(task, name, batch, steps, repeats, engine, plain, device) | {
                     "repeats": repeats
                 }

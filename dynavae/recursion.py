@@ -42,12 +42,10 @@ class Stage(NamedTuple):
     after: Tensor | None = None  # (T, B, out)
 
 
-Network = Sequence[Stage] | None
-"""Stages of a network; None if one of its layers has no fast form."""
-
-
-def stages(*modules: nn.Module, before: Tensor | None = None, reads: tuple[Any, ...] = (...,)) -> Network:
-    """The layers of some modules, one after the other, as stages.
+def stages(
+    *modules: nn.Module, before: Tensor | None = None, reads: tuple[Any, ...] = (...,)
+) -> list[Stage] | None:
+    """The layers of some modules, one after the other, as stages; None if one of them has no fast form.
 
     Args:
         before: (T, B, out), in place of the first layer's bias: all it reads of x, bias included.
@@ -62,7 +60,12 @@ def stages(*modules: nn.Module, before: Tensor | None = None, reads: tuple[Any, 
         elif isinstance(layer, nn.Dropout) and out:
             if layer.training and layer.p:
                 out[-1] = out[-1]._replace(dropout=layer.p)
-        elif type(layer) in ACTIVATIONS.values() and out and out[-1].act is None and not layer.state_dict():
+        elif (
+            type(layer) in (nn.Tanh, *ACTIVATIONS.values())
+            and out
+            and out[-1].act is None
+            and not layer.state_dict()
+        ):
             out[-1] = out[-1]._replace(act=layer)
         else:
             return None
@@ -127,12 +130,12 @@ class Kind(NamedTuple):
 
 def recur(
     noise: Tensor,
-    posterior: Network,
+    posterior: Sequence[Stage] | None,
     to_normal: ToNormal,
     start: Any,
     *,
-    prior: Network = (),
-    features: Network = (),
+    prior: Sequence[Stage] | None = (),
+    features: Sequence[Stage] | None = (),
     memory: Memory | None = None,
     reads: Tensor | None = None,
 ) -> Recursed | None:
@@ -153,10 +156,12 @@ def recur(
     if memory is not None and memory.dropout and memory.training:
         return None
     T, K, B, z_dim = noise.shape
-    posterior, features, prior = map(_by_sigmoids, (posterior, features, prior))
-    by_sigmoid = memory is not None and bool(features) and _is_tanh(features[-1])
-    if by_sigmoid:
-        features = [*features[:-1], _by_sigmoid(features[-1])]
+    by_sigmoid = False  # whether f = 2 s - 1 of what the loop computes
+    if _sigmoids_pay(noise):
+        posterior, features, prior = map(_by_sigmoids, (posterior, features, prior))
+        by_sigmoid = memory is not None and bool(features) and _is_tanh(features[-1])
+        if by_sigmoid:
+            features = [*features[:-1], _by_sigmoid(features[-1])]
     nets = posterior, features, prior
     flat: list[Tensor | None] = []
     for net in nets:
@@ -221,6 +226,12 @@ def recur(
 SIGMOID = nn.Sigmoid()
 
 
+def _sigmoids_pay(like: Tensor) -> bool:
+    """On a CPU, where no number is short: 2 W s and W 1 have to cancel."""
+    full = like.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(like.device.type)
+    return like.is_cpu and full
+
+
 def _is_tanh(stage: Stage) -> bool:
     """Whether the stage is tanh(W x + before) and nothing else."""
     return isinstance(stage.act, nn.Tanh) and not stage.dropout and stage.share == 1 and stage.after is None
@@ -253,7 +264,7 @@ class Recursion:
         self.kind = kind
 
     def forward(self, noise: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-        """z, outputs of posterior, prior and features, and all states of the memory."""
+        """z, what the last layers of posterior, prior and features gave, and all states of the memory."""
         kind, size = self.kind, self.kind.size
         count = sum(map(len, kind.nets))
         factors, given = iter(others[:count]), iter(others[count:])

@@ -14,13 +14,14 @@ import torch
 from recursive import build
 from torch import Tensor, nn
 
-from dynavae import Sequences, objectives
+from dynavae import Sequences, objectives, recursion
 from dynavae.loss import Loss
 from dynavae.models import DKF, RVAE, SRNN, VRNN
 from dynavae.nn import cells
 from dynavae.nn.mlp import ACTIVATIONS
-from dynavae.nn.through_time import Dense, Size, Tanh
+from dynavae.nn.through_time import Dense, Size, TanhInto
 from dynavae.noise import Noise, draw
+from dynavae.recursion import stages
 from dynavae.scan import Trajectory, scan
 from dynavae.terms import compiled
 
@@ -231,6 +232,47 @@ def test_autocast() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("short", ["autocast", "bfloat16", "neither"])
+def test_tanh_as_a_sigmoid_needs_numbers_of_full_length(short: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tanh(a) = 2 sigmoid(2 a) - 1 puts 2 W s and W 1 into the next layer's sum, which have to cancel."""
+    made = []
+    monkeypatch.setattr(recursion, "_by_sigmoid", lambda s, f=recursion._by_sigmoid: made.append(s) or f(s))
+    model = VRNN(x_dim=3, z_dim=2, h_dim=5)
+    batch = Sequences.from_arrays(torch.randn(4, 6, 3))
+    noise = draw(model, 6, 1, 4)
+    if short == "bfloat16":
+        model, batch = model.bfloat16(), batch.to(dtype=torch.bfloat16)
+        noise = Noise(*(None if a is None else a.bfloat16() for a in noise))  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16, enabled=short == "autocast"):
+        scan(model, batch, noise=noise)
+    assert len(made) == (2 if short == "neither" else 0)  # both layers of phi_z
+
+
+def test_single_precision_where_the_constants_are_large() -> None:
+    """Weights with large sums of rows, and activations near zero: what cancels costs a few units of the last place."""
+    torch.manual_seed(0)
+    model = VRNN(x_dim=3, z_dim=2, h_dim=5)
+    with torch.no_grad():
+        model.phi_z[-2].weight.mul_(1e-3)
+        model.phi_z[-2].bias.mul_(1e-3)
+        model.rnn.rnn.weight_ih_l0[:, -model.phi_z.out_dim :].add_(0.5)  # each row of 64 sums to 32
+    batch = Sequences.from_arrays(torch.randn(4, 6, 3))
+    noise = draw(model, 6, 1, 4)
+    z = scan(model, batch, noise=noise).z
+    double = scan(
+        model.double(),
+        batch.to(dtype=torch.float64),
+        noise=Noise(*(None if a is None else a.double() for a in noise)),
+    )  # type: ignore[arg-type]
+    torch.testing.assert_close(z.double(), double.z, rtol=0, atol=3e-6)
+
+
+def test_layers_of_ones_own_have_a_fast_form() -> None:
+    for act in (nn.Tanh, nn.ReLU, *ACTIVATIONS.values()):
+        assert stages(nn.Sequential(nn.Linear(2, 3), act(), nn.Linear(3, 2))) is not None
+    assert stages(nn.Sequential(nn.Linear(2, 3), nn.Softmax(-1))) is None
+
+
 @pytest.mark.slow
 def test_compiled_terms() -> None:
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -257,7 +299,7 @@ def test_cell_equals_torch(cell: str) -> None:
     """States and all gradients against torch's own cell, at a size at which tanh is taken by way of the sigmoid."""
     torch.manual_seed(0)
     T, K, B, x_dim, h_dim = 4, 2, 3, 7, 300
-    assert K * B * h_dim > Tanh.MANY
+    assert K * B * h_dim > TanhInto.MANY
     options = {"nonlinearity": "relu"} if cell == "relu_rnn" else {}
     theirs = {"lstm": nn.LSTM, "gru": nn.GRU}.get(cell, nn.RNN)(x_dim, h_dim, dtype=torch.float64, **options)
     w_x, w_h, b_x, b_h = theirs.parameters()

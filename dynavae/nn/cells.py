@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dynavae.nn.through_time import Affine, Size, Tanh, by_sigmoid, by_tanh
+from dynavae.nn.through_time import Affine, Size, TanhInto, by_sigmoid, by_tanh
 
 Outer = Sequence[Sequence[Tensor] | None]
 """dL/d states from outside the recursion, of each part of the state: its T frames, or None."""
@@ -40,7 +40,7 @@ class Cell:
         b_h: Tensor | None,
         start: Sequence[Tensor],
     ) -> None:
-        self.size, self.start, self.h_dim, self.tanh = size, start, w_h.shape[1], Tanh(w_h)
+        self.size, self.start, self.h_dim, self.tanh = size, start, w_h.shape[1], TanhInto(w_h)
         self.allocate(w_x, before, w_h, b_h)
 
     def allocate(self, w_x: Tensor, before: Tensor, w_h: Tensor, b_h: Tensor | None) -> None:

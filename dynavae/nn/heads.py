@@ -36,7 +36,7 @@ def to_scale(raw: Tensor, kind: str, minimum: float = MIN_SCALE) -> Tensor:
     "softplus_variance": the square root of softplus(raw) + minimum^2.
     """
     if kind == "log_variance":
-        return raw.clamp(-15, 10).mul_(0.5).exp_()
+        return torch.exp(raw.clamp(-15, 10).mul_(0.5))
     if kind == "softplus":
         return softplus(raw) + minimum
     return torch.sqrt(softplus(raw) + minimum**2)

@@ -70,7 +70,7 @@ class Affine:
         return grad.flatten(0, 1).t() @ x.flatten(0, 1), self.size.of_bias(grad, self.bias)
 
 
-class Tanh:
+class TanhInto:
     """tanh into `out`; of many numbers on a CPU as 2 sigmoid(2 x) - 1, of which torch's own takes up to four times as long.
 
     That is off by a unit in the last place of 1, like any sum; not for use where tanh(x) / x matters. The constants
@@ -134,7 +134,7 @@ class Dense:
         width = len(weight)
         self.size, self.affine, self.act, self.share = size, Affine(size, weight, before), act, share
         keep = size.keep or all_frames
-        self.tanh = Tanh(weight)
+        self.tanh = TanhInto(weight)
         self.factor, self.factors = factor, None if factor is None else factor.unbind()
         self.after = None if after is None else after.unbind()
         # a = W x + before; b = act(a); y = factor * b + after. These are known by their output.
