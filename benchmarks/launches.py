@@ -5,13 +5,14 @@
 The models, the plain loop and the sizes are those of `engine_speed.py`, 32 sequences of 150 frames. `loop` and `whole` are
 the plain loop, without and with recurrences over x in one call; `engine` is the engine, of which `recursion` is the loop
 over time and its backward; `recorded` is what is left when that is played from a CUDA graph (compile="recursion"): two
-launches, and copies of what goes in and comes out. Counted on a CPU as operations that compute, views apart; on a GPU
-nearly all of them are one kernel. These are counts, no times.
+launches, and copies of what goes in and comes out. Counted on a CPU as operations that compute, views apart, with tanh as
+one operation, which it is on a GPU; there nearly all of them are one kernel. These are counts, no times.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,10 @@ from engine_speed import Case
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dynavae
+from dynavae import recursion
 from dynavae.files import write_json
+from dynavae.nn.mlp import Tanh
+from dynavae.nn.through_time import TanhInto
 from dynavae.recursion import Recursion
 from dynavae.runs import table
 
@@ -50,9 +54,9 @@ class Within:
         self.n = self.tensors = 0
 
     def of(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(recursion: Recursion, *given: Any) -> Any:
+        def counted(own: Recursion, *given: Any) -> Any:
             with Count() as count:
-                out = method(recursion, *given)
+                out = method(own, *given)
             self.n += count.n
             self.tensors += sum(a is not None for a in (*given, *out))
             return out
@@ -92,6 +96,8 @@ def main() -> None:
     parser.add_argument("--size", default="32x150")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    Tanh.MANY = TanhInto.MANY = sys.maxsize
+    recursion.sigmoids_pay = lambda like: False
     batch, steps = map(int, arguments.size.split("x"))
     versions = {"dynavae": dynavae.__version__, "torch": torch.__version__}
     records = [

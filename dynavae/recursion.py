@@ -157,7 +157,7 @@ def recur(
         return None
     T, K, B, z_dim = noise.shape
     by_sigmoid = False  # whether f = 2 s - 1 of what the loop computes
-    if _sigmoids_pay(noise):
+    if sigmoids_pay(noise):
         posterior, features, prior = map(_by_sigmoids, (posterior, features, prior))
         by_sigmoid = memory is not None and bool(features) and _is_tanh(features[-1])
         if by_sigmoid:
@@ -226,7 +226,7 @@ def recur(
 SIGMOID = nn.Sigmoid()
 
 
-def _sigmoids_pay(like: Tensor) -> bool:
+def sigmoids_pay(like: Tensor) -> bool:
     """On a CPU, where no number is short: 2 W s and W 1 have to cancel."""
     full = like.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(like.device.type)
     return like.is_cpu and full
