@@ -117,7 +117,8 @@ class Sequences:
     @property
     def complete(self) -> bool:
         """Whether every value of every sequence was seen (padding aside)."""
-        return bool((self.observed.flatten(2).all(-1) | ~self.valid).all())
+        seen = self.observed.flatten(2).view(torch.uint8).amin(-1).bool()  # `all` takes seven times as long
+        return bool((seen | ~self.valid).all())
 
     def __len__(self) -> int:
         return len(self.x)

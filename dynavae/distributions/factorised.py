@@ -190,7 +190,7 @@ class _ItakuraSaito(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        ratio = torch.exp(-y).mul(x)
+        ratio = torch.neg(y).exp_().mul(x)
         return y + ratio, ratio
 
     @staticmethod

@@ -97,14 +97,16 @@ class LSTM(Cell):
         self.blocks = (self.weight.view(4, h, -1) * by_gate).transpose(1, 2)
         terms = before.view(1, 1, -1) if before.ndim == 1 else before  # (T or 1, B or 1, 4 h)
         terms = terms.unflatten(-1, (4, h)).transpose(1, 2)
-        terms = torch.mul(terms, by_gate, out=w_h.new_empty(terms.shape))
-        # Known for all t and one particle: they become the gates, and need not be copied.
-        self.in_place = K == 1 and terms.shape[0] == T and terms.shape[2] == B
-        self.gate = terms if self.in_place else w_h.new_empty(T if keep else 1, 4, self.size.N, h)
+        self.gate = w_h.new_empty(T if keep else 1, 4, self.size.N, h)
         self.gates = self.size.frames(self.gate)
-        if not self.in_place:
+        # Known for all t and one particle: one multiplication for all t.
+        self.at_once = keep and K == 1 and terms.shape[0] == T and terms.shape[2] == B
+        if self.at_once:
+            torch.mul(terms, by_gate, out=self.gate)
+        else:
             self.by_particle = self.size.frames(self.gate.unflatten(2, (K, B)))
-            self.terms = self.size.frames(terms.unsqueeze(2))
+            self.terms = self.size.frames(terms.unsqueeze(2).expand(-1, -1, K, B, -1))
+            self.by_gate = by_gate.unsqueeze(1)
         self.cuts = list(zip(*(self.size.frames(gate) for gate in self.gate.unbind(1)), strict=True))
         self.tanh_c, self.tanh_cs = self.size.buffer(w_h, h)
 
@@ -125,8 +127,8 @@ class LSTM(Cell):
 
     def forward(self, t: int, x: Tensor) -> Tensor:
         self.xs[t].copy_(x)
-        if not self.in_place:
-            self.by_particle[t].copy_(self.terms[t])
+        if not self.at_once:
+            torch.mul(self.terms[t], self.by_gate, out=self.by_particle[t])
         self.gates[t].baddbmm_(self.read[t], self.blocks).sigmoid_()
         i, f, g, o = self.cuts[t]
         self.tanh.of_sigmoid(g)
