@@ -214,31 +214,37 @@ def gru(task: Task, seed: int, setting: dict[str, Any]) -> tuple[Fill, dict[str,
     return fill, {"options": setting, "best_epoch": best_epoch}
 
 
+def fitted(
+    task: Task, name: str, seed: int, setting: dict[str, Any]
+) -> tuple[dynavae.SequentialLVM, dict[str, Any]]:
+    """A model of the library, trained on the task, and what a record says of it."""
+    torch.manual_seed(seed)
+    model = dynavae.MODELS[name](x_dim=task.test.given.x_dim, **setting["model"])
+    training = setting["training"]
+    result = dynavae.fit(
+        model, task.train, task.valid, seed=seed, progress=False, accelerator="cpu", **training
+    )
+    facts = {"options": model.config, "training": training, "best_epoch": result.best["epoch"],
+             "valid_nats_per_frame": round(result.best["valid/nats_per_frame"], 4),
+             "parameters": result.parameters, "training_seconds": round(result.seconds)}  # fmt: skip
+    return model, facts
+
+
 def of_library(name: str) -> Callable[..., tuple[Fill, dict[str, Any]]]:
     """A model of the library: trained by `fit`, completed by `impute`."""
 
     def learn(task: Task, seed: int, setting: dict[str, Any]) -> tuple[Fill, dict[str, Any]]:
-        torch.manual_seed(seed)
-        model = dynavae.MODELS[name](x_dim=task.test.given.x_dim, **setting["model"])
-        training = setting["training"]
-        result = dynavae.fit(
-            model, task.train, task.valid, seed=seed, progress=False, accelerator="cpu", **training
-        )
+        model, facts = fitted(task, name, seed, setting)
+        how = setting.get("impute", {})
 
         def fill(gaps: Gaps) -> Tensor:
             parts = [
-                dynavae.impute(
-                    model, gaps.given[rows], SAMPLES[task.name], seed=seed, **setting.get("impute", {})
-                )
+                dynavae.impute(model, gaps.given[rows], SAMPLES[task.name], seed=seed, **how)
                 for rows in torch.arange(len(gaps.truth)).split(100)
             ]
             return torch.cat([part.samples for part in parts], 1)
 
-        facts = {"options": model.config, "training": training, "impute": setting.get("impute", {}),
-                 "best_epoch": result.best["epoch"],
-                 "valid_nats_per_frame": round(result.best["valid/nats_per_frame"], 4),
-                 "parameters": result.parameters, "training_seconds": round(result.seconds)}  # fmt: skip
-        return fill, facts
+        return fill, {**facts, "impute": how}
 
     return learn
 
@@ -361,15 +367,6 @@ def select(task: Task, method: str, seed: int) -> tuple[Fill, dict[str, Any], di
     return best[1], best[2], selection
 
 
-def crps(samples: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """E|X - x| - E|X - X'| / 2 of samples (S, n) at truth (n,), over all pairs of samples."""
-    s = len(samples)
-    ordered = np.sort(samples, 0)
-    rank = 2 * np.arange(1, s + 1) - s - 1
-    spread = (rank[:, None] * ordered).sum(0) / s**2  # E|X - X'| / 2
-    return np.abs(samples - truth).mean(0) - spread
-
-
 def score(task: Task, gaps: Gaps, samples: Tensor) -> dict[str, float]:
     """Errors in the units of the task, on what was hidden."""
     scale = np.broadcast_to(task.units, gaps.truth.shape)[gaps.hidden.numpy()]
@@ -378,7 +375,7 @@ def score(task: Task, gaps: Gaps, samples: Tensor) -> dict[str, float]:
     median = np.median(drawn, 0)
     out = {
         "mae": float((scale * np.abs(median - truth)).mean()),
-        "crps": float((scale * crps(drawn, truth)).mean()),
+        "crps": float((scale * dynavae.crps(drawn, truth).numpy()).mean()),
         "rmse": float(np.sqrt(((scale * (drawn.mean(0) - truth)) ** 2).mean())),
     }
     if len(drawn) > 1:

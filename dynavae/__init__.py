@@ -31,7 +31,7 @@ from dynavae.models import (
 from dynavae.proposals import amortized, bootstrap
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
-from dynavae.tasks import export_step, filter, forecast, generate, impute, reconstruct, score, smooth
+from dynavae.tasks import crps, export_step, filter, forecast, generate, impute, reconstruct, score, smooth
 
 __version__ = "0.1.0"
 
@@ -77,6 +77,7 @@ __all__ = [
     "SequentialLVM",
     "amortized",
     "bootstrap",
+    "crps",
     "export_step",
     "filter",
     "fit",

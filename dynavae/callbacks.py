@@ -40,6 +40,7 @@ class Recorder(Checkpoint):
             which epoch it is.
         minutes: save within an epoch, too, when so long has passed since the last time; None: only after epochs.
         notes: what is to be said as soon as training starts.
+        about: of the data, what is to stay with the weights: their kind, and the schema of a table.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class Recorder(Checkpoint):
         sampler: Any = None,
         minutes: Real | None = None,
         notes: list[str] | None = None,
+        about: dict[str, Any] | None = None,
     ) -> None:
         self.out_dir, self.patience, self.description = out_dir, patience, description or {}
         self.tensorboard = tensorboard and out_dir is not None
-        self.sampler, self.minutes, self.notes = sampler, minutes, notes or []
+        self.sampler, self.minutes, self.notes, self.about = sampler, minutes, notes or [], about or {}
         self.signals = Signals()
         self.history: list[Row] = []
         self.kl_dim: list[list[float] | None] = []
@@ -206,6 +208,7 @@ class Recorder(Checkpoint):
             "epoch": self.best["epoch"],
             "metrics": self.best,
             "training": self.description.get("options", {}),
+            **self.about,
         }
         save_pretrained(learner.model, out / "best", extra=extra, weights=self.weights)
 

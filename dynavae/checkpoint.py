@@ -82,22 +82,6 @@ def save_pretrained(
     return directory
 
 
-def annotate(directory: str | Path, **entries: Any) -> None:
-    """Add entries to the `config.json` of a saved model.
-
-    Raises:
-        ValueError: an entry that the file needs itself.
-    """
-    config = read_config(directory)
-    own = ("format", "model", "config", "dtype", "dynavae", "torch")
-    taken = [name for name in entries if name in own]
-    if taken:
-        raise ValueError(f"{taken[0]!r} is an entry that config.json needs itself.")
-    text = json.dumps({**config, **entries}, indent=2)
-    with replacing(Path(directory) / CONFIG) as path:
-        path.write_text(text + "\n", encoding="utf-8")
-
-
 def load(directory: str | Path, device: str | torch.device = "cpu") -> SequentialLVM:
     """The model that :func:`save_pretrained` wrote, in evaluation mode and in the dtype it was saved in.
 

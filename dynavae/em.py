@@ -85,7 +85,8 @@ class Iteration:
 
 def everywhere(sums: Any) -> Any:
     """A tree of sums over all processes."""
-    found = [torch.stack(parts).sum(0) for parts in zip(*gathered(tree.leaves(sums)), strict=True)]
+    mine = [a.cpu() for a in tree.leaves(sums)]  # a tensor of one GPU would arrive on that GPU
+    found = [torch.stack(parts).sum(0) for parts in zip(*gathered(mine), strict=True)]
     return _filled(sums, found)
 
 

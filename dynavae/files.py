@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynavae.schedules import Row
 
 PART = ".part"
@@ -62,7 +64,7 @@ def explained(error: OSError, path: Path) -> OSError:
     """The same error as a sentence: which file, what is wrong, what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         cause = "the disk is full"
-        remedy = "Free some space and continue with resume=True; what was saved before is untouched."
+        remedy = "Free some space and do it again (training continues with resume=True); what was saved before is untouched."
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         cause, remedy = "writing there is not allowed", "Change the permissions, or choose another directory."
     else:
@@ -81,9 +83,7 @@ def writable(directory: Path) -> Path:
     """
     for part in (directory, *directory.parents):
         if part.exists() and not part.is_dir():
-            raise NotADirectoryError(
-                f"{str(part)!r} is a file, but should be a directory: choose another out_dir."
-            )
+            raise NotADirectoryError(f"{str(part)!r} is a file, but should be a directory: choose another.")
     probe = directory / f".probe.{os.getpid()}{PART}"
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -112,8 +112,20 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 def write_json(path: Path, value: Any) -> Path:
     """JSON, whole or not at all; tensors become lists, what JSON cannot hold is written as text."""
+    return write_text(path, json.dumps(value, indent=2, default=_plain) + "\n")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Text, whole or not at all."""
     with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, default=_plain) + "\n", encoding="utf-8")
+        beside.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_arrays(path: Path, /, **arrays: Any) -> Path:
+    """A compressed .npz, whole or not at all."""
+    with replacing(path) as beside, beside.open("wb") as file:  # numpy adds .npz to other names
+        np.savez_compressed(file, **arrays)
     return path
 
 

@@ -160,8 +160,10 @@ class _Rows(Dataset[Batch]):
     """A data set that is asked for whole batches."""
 
     def __init__(self, data: SequenceDataset | Sequences, pad: bool) -> None:
-        self.data, self.pad = data, pad
-        self.lengths = np.asarray(data.lengths.cpu() if isinstance(data, Sequences) else data.lengths)
+        self.data = (
+            data.to("cpu") if isinstance(data, Sequences) else data
+        )  # batches go to the device one by one
+        self.pad, self.lengths = pad, np.asarray(self.data.lengths)
 
     def __len__(self) -> int:
         return len(self.data)

@@ -65,7 +65,9 @@ class _Run(torch.autograd.Function):
         return tuple(None if a is None else a.detach() for a in run.forward(*inputs))
 
     @staticmethod
-    @differentiable_once("take the plain loop, scan(..., fast=False)")
+    @differentiable_once(
+        "take the plain loop, scan(..., fast=False), on a GPU within torch.backends.cudnn.flags(enabled=False)"
+    )
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         with torch.autocast(ctx.device, enabled=False):  # as in the forward
             return None, *ctx.run.backward(*grads)

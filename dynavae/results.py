@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from dynavae.data import DataSplits
+from dynavae.files import replacing
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
-MAX_ROWS = 500_000
+MAX_ROWS = 5_000_000
 
 
 def to_units(splits: DataSplits, x: np.ndarray) -> np.ndarray:
@@ -54,7 +55,7 @@ def write_table(
         print(f"{path.name}: only the first {MAX_ROWS} of {len(index)} rows; the .npz has all.")
         index = index[:MAX_ROWS]
     origins = [splits.origin(split, name) for name in names]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as beside, beside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "time", "column", *values])
         said: set[tuple[str, str, str]] = set()

@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
+from dynavae.data.archives import DAMAGE
 from dynavae.files import remove_parts, replacing, writable
 
 FREE = ("epochs", "patience")
@@ -93,10 +93,10 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        return str(error) or type(error).__name__
     except OSError as error:
         return error.strerror or str(error)
+    except DAMAGE as error:
+        return str(error) or type(error).__name__
     return None if bad is None else f"wrong checksum in {bad}"
 
 

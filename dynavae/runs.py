@@ -79,10 +79,19 @@ class Run:
         best = self.directory / "best"
         return load(best if best.is_dir() else self.directory, choose_device(device))
 
-    def data(self, source: str | None = None) -> DataSplits:
+    @property
+    def schema(self) -> datasets.Schema | None:
+        """Columns, grid and scaling of the table it was fitted on; None of other data.
+
+        Its `standardise` and `to_units` take raw values to the scale of the model, and results back.
+        """
+        found = self.settings["data"].get("schema")
+        return None if found is None else datasets.Schema.from_dict(found)
+
+    def data(self, source: str | None = None, whole: bool = False) -> DataSplits:
         """The data of the run; or another source, with the columns, grid and scaling of the run.
 
-        What another source does not assign to a split itself is its "test".
+        What another source does not assign to a split itself is its "test"; with `whole`, of the run's own too.
         """
         recorded = self.settings["data"]
         if source is None and recorded["source"] is None:
@@ -96,11 +105,21 @@ class Run:
         if not own:
             options = {k: v for k, v in options.items() if k in OF_ANY_SOURCE}
         if "schema" in recorded and "schema" in known:
-            options["schema"] = datasets.Schema.from_dict(recorded["schema"])
+            options["schema"] = self.schema
             options.pop("standardize", None)
-        if not own and "whole" in known:
-            options |= {"whole": True, "kind": recorded.get("kind")}
+        elif not own and "standardize" in known:
+            options["standardize"] = False
+        if (whole or not own) and "whole" in known:
+            options["whole"] = True
+        if not own and "kind" in known:
+            options["kind"] = recorded.get("kind")
         splits = datasets.load(source, **options)
+        if not own and splits.schema is not None and "schema" not in recorded:
+            print(
+                f"note: {self.directory} says nothing of a scaling of its data, so the values of {source} are taken as they "
+                "are. Train on splits.train of dynavae.data.load(...), and the scaling stays with the model.",
+                file=sys.stderr,
+            )
         if own and recorded.get("sha256") and splits.sha256 != recorded["sha256"]:
             print(
                 f"note: {source} has changed since this run was fitted; its scaling is kept.", file=sys.stderr

@@ -2,7 +2,8 @@
 
 `advance` is a pure function of tensors: a state, a frame and its noise give the next state. Called frame by
 frame it gives the numbers of :func:`~dynavae.scan.scan` on the whole sequence; that is a law. It serves the
-stream (`tasks/streaming.py`) and, with `traced=True`, the exported step (`tasks/export.py`).
+stream (`tasks/streaming.py`) and, with `traced=True`, the exported step (`tasks/export.py`); `advance_exactly` serves both
+where the filter is exact.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dynavae import tree
+from dynavae.closed_forms import ExactStep
 from dynavae.distributions import at, expand, sample_at
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise
@@ -144,6 +146,15 @@ def advance(
             m = tree.select(m, ancestors) if drawn else m
             kept = torch.where(due, 0.0, log_w)
     return Advanced(State(h, m, c_next, g_next, None, kept, drawn), z, log_w, log_prob, p_x)
+
+
+def advance_exactly(model: SequentialLVM, belief: Any, frame: Frame) -> ExactStep:
+    """Take one frame in by the exact filter: the model's own step, with the mixture of p(x_t | x_<t) over (C, B)."""
+    now = model.exact_step(belief, frame)
+    log_prob = now.log_prob
+    if frame.observed is not None:  # rounding, where nothing was
+        log_prob = torch.where(frame.observed.any(-1), log_prob, 0.0)
+    return now._replace(log_prob=log_prob, p_x=expand(now.p_x, tuple(now.log_weights.shape)))
 
 
 def per_particle(c: Any, particles: int) -> Any:

@@ -52,11 +52,14 @@ def terms(
 @functools.cache
 def compiled() -> Callable[..., Terms]:
     """The same through `torch.compile`: fewer passes over memory, after some seconds for each kind of model."""
-    if not torch.cuda.is_available() and not any(
-        map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))
-    ):
+    if torch.cuda.is_available():  # Triton compiles what launches its kernels
+        language, variable, compilers = "C", "CC", ("cc", "gcc", "clang")
+    else:
+        language, variable, compilers = "C++", "CXX", ("c++", "g++", "clang++")
+    if not any(map(shutil.which, (os.environ.get(variable, ""), *compilers))):
         raise RuntimeError(
-            "compile=True (or 'terms') translates the scoring of all frames to C++, and there is no C++ compiler on the "
-            "path: install one (g++ or clang), name it in CXX, or leave compile=False."
+            f"compile=True (or 'terms') translates the scoring of all frames to {language}, and there is no {language} "
+            f"compiler on the path: install one ({' or '.join(compilers[1:])}), name it in {variable}, or leave "
+            "compile=False."
         )
     return torch.compile(terms, dynamic=True)

@@ -188,7 +188,10 @@ def fit(
         else:
             _calibrate(model, train)
     batches = loader(train, batch_size, shuffle=True, seed=seed, num_workers=num_workers, crop=crop)
-    recorder = Recorder(out, patience, description, tensorboard, batches.sampler, checkpoint_minutes, notes)
+    about = getattr(train, "about", {})
+    recorder = Recorder(
+        out, patience, description, tensorboard, batches.sampler, checkpoint_minutes, notes, about
+    )
     device = next(model.parameters()).device
     signals = recorder.signals
     with _quiet(), tempfile.TemporaryDirectory() as scratch:
@@ -207,6 +210,7 @@ def fit(
             default_root_dir=str(out or scratch),
         )
         signals.install()  # and again when training starts: Lightning adds its own
+        learner.train()  # a model that was fitted or loaded before is in evaluation mode, and Lightning leaves it there
         try:
             trainer.fit(
                 learner,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import dynavae
 from dynavae import cli
 from dynavae.models import MODELS
+from dynavae.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,37 @@ def test_generate_forecast_impute(fitted, capsys):
     status, out, _ = run(["impute", fitted, "--samples", "6", "--hide", "0.3"], capsys)
     assert status == 0
     assert "mae_of_mean" in out
+
+
+@pytest.mark.parametrize("n", [1, 12])
+def test_another_npz_is_all_test(fitted, n, tmp_path, capsys):
+    out, other = tmp_path / "run", str(tmp_path / "other.npz")
+    shutil.copytree(fitted, out)
+    x = np.random.default_rng(1).normal(size=(n, 9, 2))
+    x[:, 4] = np.nan
+    np.savez(other, x=x)
+    assert cli.main(["evaluate", str(out), "--data", other, "--bounds", "[elbo]"]) == 0
+    score = json.loads((out / "score.json").read_text())
+    assert (score["split"], score["sequences"], score["frames"]) == ("test", n, 9 * n)
+    assert cli.main(["impute", str(out), "--data", other, "--samples", "2"]) == 0
+    assert np.load(out / "imputed.npz")["x"].shape == x.shape
+    assert cli.main(["forecast", str(out), "--data", other, "--horizon", "3", "--samples", "2"]) == 0
+    assert np.load(out / "forecast.npz")["mean"].shape == (n, 3, 2)
+    capsys.readouterr()
+
+
+def test_lists_and_shares_on_the_command_line(tmp_path, capsys):
+    np.savez(tmp_path / "own.npz", x=np.random.default_rng(1).normal(size=(5, 9, 2)), names=list("abcde"))
+    command = ["fit", "--model", "VAE", "--model.z_dim", "2", "--data", str(tmp_path / "own.npz"), "--epochs", "1",
+               "--progress", "false", "--tensorboard", "false"]  # fmt: skip
+    for given, counts in {"[a]": (3, 1, 1), "0.4": (2, 2, 1)}.items():
+        out = tmp_path / given
+        test = "[b]" if given == "[a]" else "0.2"
+        assert cli.main([*command, "--valid", given, "--test", test, "--out", str(out)]) == 0
+        splits = Run.open(out).data()  # as run.json has them
+        assert tuple(len(splits.split(s)) for s in splits.available) == counts
+    assert cli.main([*command, "--valid", "[f]", "--out", str(tmp_path / "x")]) == 1
+    assert "valid: own.npz has no sequence 'f'; it has a, b, c, d, e." in capsys.readouterr().err
 
 
 def test_report_is_one_file(fitted, capsys):

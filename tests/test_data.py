@@ -407,6 +407,61 @@ def test_a_single_set_is_split_by_ratio(tmp_path: Path) -> None:
     assert load(path, valid=0.0, test=0.0).available == ("train",)
 
 
+def test_a_single_set_is_split_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, x=np.stack(ragged(4, 4, 4)), names=np.array(["a", "b", "c"]))
+    splits = load(path, valid=["c"], test=["a"])
+    assert {s: splits.split(s).names for s in splits.available} == {
+        "train": ("b",),
+        "valid": ("c",),
+        "test": ("a",),
+    }
+    assert splits.meta["split"] == {"valid": ["c"], "test": ["a"]}
+    np.testing.assert_array_equal(splits.split("valid").x[0], np.stack(ragged(4, 4, 4))[2].astype(np.float32))
+    assert load(path, test=["b"]).available == ("train", "test")  # the share of the other counts as none
+    unnamed = write(tmp_path, x=np.stack(ragged(4, 4, 4)))
+    assert load(unnamed, valid=["2"], test=0.3).split("train").names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("lists", "error", "match"),
+    [
+        ({"test": ["d"]}, ValueError, r"test: own\.npz has no sequence 'd'; it has 0, 1, 2\."),
+        ({"valid": ["0"], "test": ["0"]}, ValueError, "valid and test should not share an id"),
+        (
+            {"valid": ["0", "1"], "test": ["2"]},
+            ValueError,
+            r"name every sequence of own\.npz: none is left to train on",
+        ),
+        ({"valid": "abc"}, TypeError, "valid should be a share such as 0.1, or a list of names; got 'abc'"),
+    ],
+)
+def test_bad_lists_are_refused(
+    lists: dict[str, object], error: type[Exception], match: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=match):
+        load(write(tmp_path, x=np.stack(ragged(4, 4, 4))), **lists)
+
+
+def test_lists_do_not_contradict_a_file_with_splits(tmp_path: Path) -> None:
+    path = write(tmp_path, train=np.stack(ragged(4, 4)), test=np.stack(ragged(4, 4)))
+    assert len(load(path, valid=0.5, test=0.9).split("train")) == 2
+    for source in (path, ASSETS / "JSB_Chorales.npz"):
+        with pytest.raises(
+            ValueError, match=r"\.npz says itself which are train, valid and test; leave valid out"
+        ):
+            load(source, valid=["0"])
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_single_set_may_be_test_as_a_whole(n: int, tmp_path: Path) -> None:
+    path = write(tmp_path, x=np.stack(ragged(*[4] * n)), names=np.array(list("abcd")[:n]))
+    splits = load(path, whole=True, valid=["a"], kind="real")
+    assert (splits.available, splits.split("test").names) == (("test",), tuple("abcd")[:n])
+    assert splits.meta["split"] == "all of it is test"
+    parted = write(tmp_path, train=np.ones((1, 2, 1)), valid=np.ones((1, 2, 1)))
+    assert load(parted, whole=True).available == ("train", "valid")
+
+
 @pytest.mark.parametrize(
     ("ratios", "match"),
     [

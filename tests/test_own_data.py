@@ -18,6 +18,7 @@ from dynavae.data.schema import parse_step, parse_times
 from dynavae.data.windows import windows
 from dynavae.loss import Loss
 from dynavae.models import DKF, LGSSM, VRNN
+from dynavae.runs import Run
 
 
 def write(path: Path, text: str) -> str:
@@ -127,6 +128,33 @@ def test_a_folder_of_midi_files(tmp_path):
     for i, roll in enumerate(rolls):
         np.testing.assert_array_equal(found[str(i)], roll)
     assert splits.meta["frame_seconds"] == 0.25
+    drawn = load(tmp_path, frame_seconds=0.25, window=4)  # all windows of a file go to one split
+    whose = {s: {name.split()[0] for name in drawn.split(s).names} for s in drawn.available}
+    assert sum(map(len, whose.values())) == len(set().union(*whose.values()))
+    named = load(tmp_path, frame_seconds=0.25, window=4, valid=["3"], test=["0", "2"])
+    assert named.valid.names == ("3 0", "3 4", "3 8")  # all pieces of a file
+    assert {n.split()[0] for n in named.test.names} == {"0", "2"}
+    assert {n.split()[0] for n in named.train.names} == {"1"}
+    with pytest.raises(ValueError, match=r"valid: .* has no sequence '3\.mid'; it has 0, 1, 2, 3\."):
+        load(tmp_path, valid=["3.mid"])
+    with pytest.raises(ValueError, match="none is left to train on"):
+        load(tmp_path, valid=["0", "1"], test=["2", "3"], window=2)
+    for i, split in enumerate(("train", "train", "valid", "test")):
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / f"{i}.mid").rename(tmp_path / split / f"{i}.mid")
+    assert len(load(tmp_path, valid=0.5, whole=True).train) == 2
+    with pytest.raises(ValueError, match="says itself which are train, valid and test; leave test out"):
+        load(tmp_path, test=["3"])
+
+
+def test_another_folder_of_midi_files_is_all_test(tmp_path):
+    pytest.importorskip("pretty_midi")
+    run = Run.create(tmp_path / "run", {"data": {"source": "jsb", "kind": "binary", "options": {}}})
+    (tmp_path / "own").mkdir()
+    for n in (1, 2):
+        music.to_midi(np.eye(88, dtype=np.uint8)[20:30], tmp_path / "own" / f"{n}.mid")
+        splits = run.data(str(tmp_path / "own"))
+        assert (splits.available, len(splits.test), splits.test.frames) == (("test",), n, 10 * n)
 
 
 def test_npz_can_be_standardised(tmp_path):

@@ -22,7 +22,10 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from dynavae import VRNN, Sequences, cli, files, fit, load
+from dynavae import data as datasets
 from dynavae.callbacks import Recorder
+from dynavae.commands import prediction
+from dynavae.report import write_comparison
 from dynavae.resume import Checkpoints, damage
 from dynavae.runs import Run
 from dynavae.training import FitResult
@@ -210,7 +213,7 @@ def test_a_failure_while_saving_loses_nothing(
 
     monkeypatch.setattr(owner, name, sometimes)
     with pytest.raises(
-        OSError, match=r"could not be written: the disk is full. Free some space and continue"
+        OSError, match=r"could not be written: the disk is full. Free some space and do it again"
     ) as e:
         train(data, out, checkpoint_minutes=0.0)
     assert e.value.errno == errno.ENOSPC
@@ -220,6 +223,79 @@ def test_a_failure_while_saving_loses_nothing(
         check_same(whole, train(data, out))
     else:
         check_same(whole, train(data, out, resume=True))
+
+
+RESULTS = {
+    "forecast": (["--horizon", "2", "--samples", "3"], ["forecast.npz", "forecast.csv"]),
+    "impute": (["--hide", "0.2", "--samples", "3"], ["imputed.npz", "imputed.csv"]),
+    "generate": (["--batch", "2", "--length", "3"], ["samples/samples.npz"]),
+    "evaluate": (["--bounds", "[elbo]"], ["score.json", "scores.json"]),
+    "report": (["--horizon", "2", "--samples", "3"], ["report.html"]),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    assert cli.main([*own_run(folder), "--epochs", "1", "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("command", "failing"), [(c, i) for c in RESULTS for i in range(len(RESULTS[c][1]))])
+def test_results_on_a_full_disk(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: str, failing: int,
+) -> None:  # fmt: skip
+    """A result that does not fit on the disk leaves the one before it, and no half."""
+    out, (options, names) = tmp_path / "run", RESULTS[command]
+    shutil.copytree(finished, out)
+    (out / "samples").mkdir(exist_ok=True)
+    path = out / names[failing]
+    path.write_text("[]")  # an old result
+    original = os.replace
+
+    def sometimes(beside: Path, to: Path) -> None:
+        full() if to == path else original(beside, to)
+
+    monkeypatch.setattr(os, "replace", sometimes)
+    assert cli.main([command, str(out), *options]) == 1
+    monkeypatch.undo()
+    assert f"{str(path)!r} could not be written: the disk is full. Free some space and do it again" in (
+        capsys.readouterr().err
+    )
+    assert path.read_text() == "[]" and not list(out.rglob("*.part"))
+    assert cli.main([command, str(out), *options]) == 0
+    assert len(path.read_bytes()) > 2
+
+
+def test_half_an_npz_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def half(file: Any, **arrays: Any) -> None:
+        file.write(b"PK")
+        full()
+
+    splits, path = (
+        datasets.DataSplits("a", test=datasets.SequenceDataset([np.ones((3, 2))])),
+        tmp_path / "a.npz",
+    )
+    monkeypatch.setattr(np, "savez_compressed", half)
+    with pytest.raises(OSError, match=r"a.npz' could not be written: the disk is full"):
+        datasets.save_npz(path, splits)
+    assert not os.listdir(tmp_path)
+    monkeypatch.undo()
+    datasets.save_npz(path, splits)
+    assert datasets.load(path).available == ("test",)
+
+
+def test_music_and_comparisons_on_a_full_disk(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "other")
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(OSError, match=r"comparison.html' could not be written: the disk is full"):
+        write_comparison(tmp_path / "comparison.html", [finished, tmp_path / "other"], horizon=2, samples=2)
+    with pytest.raises(OSError, match=r"sample_0.wav' could not be written: the disk is full"):
+        prediction._music(tmp_path, "sample", [np.eye(4)], {"frame_seconds": 0.1, "lowest_midi": 60})
+    assert os.listdir(tmp_path) == ["other"]
 
 
 def test_replacing_keeps_the_old_file(tmp_path: Path) -> None:

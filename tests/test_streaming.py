@@ -18,6 +18,7 @@ from dynavae.tasks import capabilities, export_step, step_inputs
 from dynavae.tasks.common import noise as noise_by_sequence
 from dynavae.tasks.streaming import Stream
 from dynavae.testing import law_stream, sequences, small
+from dynavae.testing.cases import observations
 from dynavae.testing.equality import frames
 from dynavae.testing.streams import frame_noise, run
 from dynavae.tree import leaves
@@ -30,6 +31,12 @@ CAUSAL = {
     "VRNN": (VRNN, {}),
     "SRNN": (SRNN, {"inference": "filter"}),
 }
+STREAMS = {  # every registered model that streams, if need be as its causal variant
+    name: (cls, cls.causal_variant)
+    for name, cls in MODELS.items()
+    if capabilities(small(cls, **cls.causal_variant))["stream"]
+}
+EXACT = [name for name in STREAMS if MODELS[name].exact]
 CONTROLLED = {
     name: (cls, {**options, "control_dim": 2, "mask_input": True}) for name, (cls, options) in CAUSAL.items()
 }
@@ -37,6 +44,11 @@ CONTROLLED = {
 
 def causal(name, **options):
     cls, own = CAUSAL[name]
+    return small(cls, **own, **options)
+
+
+def streaming(name, **options):
+    cls, own = STREAMS[name]
     return small(cls, **own, **options)
 
 
@@ -66,9 +78,9 @@ def test_equals_the_filter_task(name, missing, control):
     same(log_prob, dynavae.score(model, batch, "fivo", particles=6, seed=3).nats)
 
 
-@pytest.mark.parametrize("cls", [LGSSM, HMM])
-def test_exact_models_stream_exactly(cls):
-    model = small(cls)
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_models_stream_exactly(name):
+    model = streaming(name)
     batch = sequences(model, missing=True)
     expected = dynavae.filter(model, batch)
     stream = model.stream(3, particles=5)
@@ -110,6 +122,15 @@ def test_none_is_a_frame_of_nan():
     for field in ("mean", "stddev", "samples", "log_weights", "log_prob"):
         assert torch.equal(getattr(a, field), getattr(b, field))
     assert bool((a.log_prob == 0).all()) and bool(a.score.isnan().all())
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_model_does_not_judge_a_gap(name):
+    stream = streaming(name).stream(3)
+    for x in (torch.ones(3, 4), None, torch.tensor([[NAN] * 4, [1.0, NAN, 0.0, NAN], [0.0] * 4])):
+        step = stream.step(x)
+        nothing = torch.ones(3, dtype=torch.bool) if x is None else x.isnan().all(-1)
+        assert torch.equal(step.log_prob == 0, nothing) and torch.equal(step.score.isnan(), nothing)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -299,10 +320,10 @@ def test_forecast_of_states():
 # --- state ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*CAUSAL, "LGSSM", "HMM"])
+@pytest.mark.parametrize("name", STREAMS)
 @pytest.mark.parametrize("gap", [False, True])
 def test_save_and_restore(name, gap, tmp_path):
-    model = causal(name) if name in CAUSAL else small(MODELS[name])
+    model = streaming(name)
     stream = model.stream(2, 4)
     stream.step(torch.ones(2, 4))
     if gap:
@@ -416,7 +437,6 @@ def test_bootstrap_streams_what_reads_the_future():
         (lambda m, s: s.reset(2), "rows should be among the 2"),
         (lambda m, s: s.forecast(0), "horizon and samples should be at least 1; got 0"),
         (lambda m, s: export_step(m, particles=0), "particles should be at least 1; got 0"),
-        (lambda m, s: export_step(small(LGSSM)), "filter of LGSSM is exact"),
     ],
 )
 def test_bad_input(call, match):
@@ -488,43 +508,79 @@ def test_a_missing_refusal_is_caught(monkeypatch):
 # --- export --------------------------------------------------------------------------------------------
 
 
-def compare_exported(model, program, batch, particles):
+def compare_exported(model, program, batch, particles, tolerance=1e-10):
     """Six frames, with gaps and a row that starts anew, through both."""
-    eager = model.stream(batch, particles, seed=5)
-    generator = torch.Generator().manual_seed(5)
-    inputs = step_inputs(model, batch, particles)
-    state = inputs.state
+
+    def same(a, b):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+    eager, inputs = model.stream(batch, particles, seed=5), step_inputs(model, batch, particles)
+    dtype, state = inputs.x.dtype, inputs.state
+    normals, data = (torch.Generator().manual_seed(seed) for seed in (5, 6))
+    fields = ["mean", "log_prob", "score"] + ([] if model.exact else ["log_weights", "samples"])
     for t in range(6):
-        x = torch.randn(batch, model.x_dim, dtype=torch.float64)
-        if t == 2:
-            x[:, 0] = NAN
+        x = observations(model.emission, (batch, model.x_dim), data).to(dtype)
+        if t in (2, 4, 5):
+            x[torch.rand(x.shape, generator=data) < 0.4] = NAN
         if t == 3:
             x[:] = NAN
-        control = torch.randn(batch, model.control_dim, dtype=torch.float64) if model.control_dim else None
-        fresh = (
-            torch.ones(batch, dtype=torch.bool) if t == 0 else torch.arange(batch) == (0 if t == 4 else -1)
+        control = (
+            torch.randn(batch, model.control_dim, generator=data).to(dtype) if model.control_dim else None
         )
+        fresh = torch.arange(batch) == (0 if t == 4 else -1)
+        if t == 0:
+            fresh[:] = True
         if t == 4:
             eager.reset(0)
         expected = eager.step(x, control)
-        noise = torch.randn(inputs.noise.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(inputs.noise.shape, generator=normals, dtype=dtype)
         got, state = program(x.nan_to_num(7.0), ~x.isnan(), fresh, control, noise, state)
-        for field in ("mean", "log_prob", "score", "log_weights", "samples"):
+        assert set(got) == {*fields, "stddev", "predicted_mean", "predicted_stddev"}
+        for field in fields:
             same(got[field], getattr(expected, field))
         same(got["stddev"].square(), expected.stddev.square())
         same(got["predicted_mean"], expected.predicted.mean)
         same(got["predicted_stddev"], expected.predicted.stddev)
+        if model.exact:
+            for a, b in zip(state, leaves(eager.state.model), strict=True):
+                same(a, b)
         assert not any(a.requires_grad for a in (*got.values(), *state))
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-@pytest.mark.parametrize("particles", [1, 4])
+MORE = {
+    "VRNN": {"control_dim": 2},
+    "SRNN": {"mask_input": True},
+    "KVAE": {"control_dim": 2},
+    "SLDS": {"control_dim": 2},
+    "LGSSM": {"control_dim": 2},
+    "FactorAnalysis": {"control_dim": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "particles"), [(name, K) for name in STREAMS for K in ((1,) if name in EXACT else (1, 4))]
+)
 def test_exported_step_equals_the_stream(name, particles, tmp_path):
-    model = causal(name, control_dim=2 if name == "VRNN" else 0, mask_input=name == "SRNN")
+    model = streaming(name, **MORE.get(name, {}))
     torch.export.save(export_step(model, particles), tmp_path / "step.pt2")
     program = torch.export.load(tmp_path / "step.pt2").module()
     for batch in (1, 3, 4, 5):  # the batch is open, and may equal any other size
         compare_exported(model, program, batch, particles)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [(name, variant) for name in ("LGSSM", "HMM", "GMM") for variant in MODELS[name].variants],
+)
+def test_exported_step_of_a_variant_of_an_exact_model(name, variant):
+    model = small(MODELS[name], **MODELS[name].variants[variant])
+    compare_exported(model, export_step(model).module(), 3, 1)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exported_step_of_an_exact_model_in_single_precision(name):
+    model = streaming(name).float()
+    compare_exported(model, export_step(model, 2).module(), 5, 2, tolerance=1e-4)
 
 
 def test_exported_step_of_a_fixed_batch_without_prediction():
@@ -534,6 +590,12 @@ def test_exported_step_of_a_fixed_batch_without_prediction():
     assert set(out) == {"mean", "stddev", "samples", "log_weights", "log_prob", "score"}
     assert len(state) == len(step_inputs(model, 2, predict=False).state)
     assert next(model.parameters()).requires_grad  # the model itself is untouched
+    exact = small(LGSSM)
+    inputs = step_inputs(exact, 2, predict=False)
+    assert inputs.noise.shape == (1, 2, 0)
+    out, state = export_step(exact, batch=2, predict=False).module()(*inputs)
+    assert set(out) == {"mean", "stddev", "log_prob", "score"}
+    assert [a.shape for a in state] == [a.shape for a in inputs.state]
 
 
 # --- documentation -------------------------------------------------------------------------------------

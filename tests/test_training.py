@@ -631,3 +631,14 @@ def test_unknown_options_and_data_that_do_not_fit() -> None:
         fit(vrnn(emission={"emission": "categorical", "classes": 3}), torch.full((1, 3, 4), 0.5), **QUIET)
     with pytest.raises(ValueError, match="decodes x_t from z_1:T"):
         Loss(RVAE(4, 3, 5, decoder="noncausal"), truncate=5)
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode():
+    """As after an earlier fit, or `dynavae.load`: dropout has to be on."""
+    model = VRNN(x_dim=2, z_dim=2, h_dim=3, dropout=0.5).eval()
+    modes = []
+    model.phi_x.register_forward_hook(lambda module, *_: modes.append(module.training))
+    fit(model, torch.randn(4, 5, 2), epochs=1, progress=False, accelerator="cpu")
+    assert modes
+    assert all(modes)
+    assert not model.training

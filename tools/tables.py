@@ -84,11 +84,21 @@ def _mean(rows: list[dict], bound: str) -> str:
 
 
 def imputation() -> str:
-    """benchmarks/results/imputation.json: errors on what was hidden, the least in bold."""
-    records = json.loads((ROOT / "benchmarks" / "results" / "imputation.json").read_text())
+    """benchmarks/results/imputation.json: errors on what was hidden."""
+    return _errors("imputation.json", linear="linear interpolation", gru="GRU forecast")
+
+
+def forecast() -> str:
+    """benchmarks/results/forecast.json: errors on what came after."""
+    return _errors("forecast.json", linear="straight line", yesterday="the day before", gru="GRU")
+
+
+def _errors(file: str, **named: str) -> str:
+    """MAE and CRPS of each method, the least in bold."""
+    records = json.loads((ROOT / "benchmarks" / "results" / file).read_text())
     found = {(r["data"], r["model"]): r for r in records}
     columns = [(d, m) for d in ("pm25", "physionet") for m in ("mae", "crps")]
-    names = dict(mean="mean", last="last value", linear="linear interpolation", gru="GRU forecast")
+    names = dict(mean="mean", last="last value") | named
     lines = [
         "| | PM2.5: MAE | CRPS | PhysioNet: MAE | CRPS |",
         "|---" * (len(columns) + 1) + "|",
@@ -112,6 +122,7 @@ def written(text: str) -> str:
         ("results table", results()),
         ("music table", music()),
         ("imputation table", imputation()),
+        ("forecast table", forecast()),
     ):
         pattern = rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)"
         text, n = re.subn(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)

@@ -63,8 +63,18 @@ def zoo() -> str:
 
 
 def imputation() -> str:
-    """The error of filled gaps on real data, for each data set."""
-    records = json.loads((RESULTS / "imputation.json").read_text(encoding="utf-8"))
+    """The error of filled gaps on real data."""
+    return _errors("imputation.json", ("hidden", "hidden_share", "hidden_values", "selection"))
+
+
+def forecast() -> str:
+    """The error of forecasts of real data."""
+    return _errors("forecast.json", ("context", "horizon", "sequences", "values"))
+
+
+def _errors(file: str, said: tuple[str, ...]) -> str:
+    """MAE and CRPS of each method, for each data set."""
+    records = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     out = []
     for data in dict.fromkeys(r["data"] for r in records):
         own = sorted((r for r in records if r["data"] == data), key=lambda r: r["mae"])
@@ -86,16 +96,7 @@ def imputation() -> str:
             "in the 90 % band",
             "seconds of training",
         )
-        keys = (
-            "split",
-            "hidden",
-            "hidden_share",
-            "hidden_values",
-            "data_sha256",
-            "seed",
-            "selection",
-            "hardware",
-        )
+        keys = ("split", *said, "data_sha256", "seed", "hardware")
         out.append(markdown(heads, rows) + "\n" + facts([r for r in own if not r["baseline"]] or own, keys))
     return "\n".join(out)
 

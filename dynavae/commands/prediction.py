@@ -10,8 +10,12 @@ import torch
 
 from dynavae import results, tasks, tree
 from dynavae.batch import Sequences
-from dynavae.data import DataSplits
+from dynavae.data import DataSplits, SequenceDataset
+from dynavae.files import replacing, writable, write_arrays
 from dynavae.runs import Run, table
+
+MOST_SAMPLED = 2**25
+"""Numbers that the samples of one pass may hold."""
 
 
 def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0, device: str = "auto") -> str:
@@ -31,10 +35,9 @@ def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0, device: 
             "this model reads controls, which cannot be invented; use dynavae.generate(model, control=...) in Python."
         )
     made = on_host(tasks.generate(net, batch, length, seed=seed))
-    folder = opened.directory / "samples"
-    folder.mkdir(exist_ok=True)
+    folder = writable(opened.directory / "samples")
     x, mean = (results.to_units(splits, v.numpy()) for v in (made.x, made.mean))
-    np.savez_compressed(folder / "samples.npz", x=x, mean=mean, z=made.z.numpy())
+    write_arrays(folder / "samples.npz", x=x, mean=mean, z=made.z.numpy())
     written = [folder / "samples.npz"]
     if "lowest_midi" in splits.meta:
         rolls = (made.x > 0.5).numpy()  # already 0 and 1, unless the emission is not Bernoulli
@@ -53,11 +56,14 @@ def _music(folder: Path, stem: str, rolls: list[np.ndarray], meta: dict[str, Any
     for i, roll in enumerate(rolls):
         wave = music.to_audio(roll, meta["frame_seconds"], lowest_midi=meta["lowest_midi"])
         path = folder / f"{stem}_{i}.wav"
-        path.write_bytes(music.wav_bytes(wave))
+        with replacing(path) as beside:
+            beside.write_bytes(music.wav_bytes(wave))
         written.append(path)
         if music.can_write_midi():
-            music.to_midi(roll, folder / f"{stem}_{i}.mid", meta["frame_seconds"], meta["lowest_midi"])
-            written.append(folder / f"{stem}_{i}.mid")
+            path = folder / f"{stem}_{i}.mid"
+            with replacing(path) as beside:
+                music.to_midi(roll, beside, meta["frame_seconds"], meta["lowest_midi"])
+            written.append(path)
     return written
 
 
@@ -74,7 +80,8 @@ def forecast(
 ) -> str:
     """Forecast each sequence from its first `context` frames (default: all but the last `horizon`).
 
-    With `future`, forecast what comes after the last frame. Writes forecast.npz and forecast.csv: id, time, column,
+    With `future`, forecast what comes after the last frame; of a model with controls, after the last frame that has a
+    value, while the file still has controls. Writes forecast.npz and forecast.csv: id, time, column,
     mean, quantiles, and the truth where it is known, in the units of the data.
 
     Args:
@@ -96,13 +103,22 @@ def forecast(
         raise ValueError("future forecasts from all frames of a sequence: leave context out.")
     shortest = 0 if future else context or horizon
     keep = [i for i, n in enumerate(lengths) if n > shortest]
-    if future:  # the last piece of each id
-        keep = sorted({splits.origin(split, chosen.names[i])[0]: i for i in keep}.values())
     if not keep:
         raise ValueError(
             f"no sequence of {split} is longer than {shortest} frames; lower horizon or context."
         )
-    first = [lengths[i] if future else context or lengths[i] - horizon for i in keep]
+    if future:  # the last piece of each id
+        keep = sorted({splits.origin(split, chosen.names[i])[0]: i for i in keep}.values())
+    starts = {i: lengths[i] if future else context or lengths[i] - horizon for i in keep}
+    if future and net.control_dim:
+        starts = {i: _controls_reach(chosen, i, horizon) for i in keep}
+    silent = [i for i in keep if np.isnan(chosen.x[i][: starts[i]]).all()]
+    if len(silent) == len(keep):
+        raise ValueError(
+            f"no sequence of {split} has an observed value to forecast from; lengthen the context."
+        )
+    keep = [i for i in keep if i not in silent]
+    first = [starts[i] for i in keep]
     groups: dict[int, list[int]] = {}
     for i, frames in zip(keep, first, strict=True):
         groups.setdefault(frames, []).append(i)
@@ -120,17 +136,33 @@ def forecast(
     values = {"mean": means, **results.quantiles(draws), "truth": truth}
     names = [chosen.names[i] for i in keep]
     facts = results.times(splits, split, names)
-    np.savez_compressed(
-        opened.directory / "forecast.npz", **values, samples=draws, first=np.array(first), **facts
-    )
+    write_arrays(opened.directory / "forecast.npz", **values, samples=draws, first=np.array(first), **facts)
     results.write_table(opened.directory / "forecast.csv", splits, split, names, values, first)
     row: dict[str, Any] = {"sequences": len(keep), "horizon": horizon, "samples": samples}
     known = ~np.isnan(truth)
     if known.any():
         row["mae"] = float(np.abs(means - truth)[known].mean())
+        row["crps"] = float(tasks.crps(draws[:, known], truth[known]).mean())
         inside = (truth >= values["q05"]) & (truth <= values["q95"])
         row["coverage_90"] = float(inside[known].mean())
-    return table([row]) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
+    text = table([row]) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
+    if silent:
+        named = ", ".join(chosen.names[i] for i in silent[:5]) + (", ..." if len(silent) > 5 else "")
+        text += f"\nleft out, without an observed value to forecast from: {len(silent)} ({named})"
+    return text
+
+
+def _controls_reach(chosen: SequenceDataset, i: int, horizon: int) -> int:
+    """Where the future of a sequence begins: after its last observed frame. Its controls have to cover the horizon."""
+    seen = np.flatnonzero(~np.isnan(chosen.x[i]).all(-1))
+    start, have = int(seen[-1]) + 1, len(chosen.x[i])
+    if have - start < horizon:
+        raise ValueError(
+            f"this model reads controls, and those of sequence {chosen.names[i]!r} reach {have - start} frames beyond its "
+            f"last value, fewer than the horizon of {horizon}: add rows with the controls to come and empty values, and "
+            "pass the file with --data."
+        )
+    return start
 
 
 def impute(
@@ -164,7 +196,7 @@ def impute(
     if hide_what not in ("frames", "values"):
         raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
     opened = Run.open(run, exported=True)
-    net, splits = opened.model(device), opened.data(data)
+    net, splits = opened.model(device), opened.data(data, whole=split == "all")
     if split == "all":
         splits, split = splits.joined(), "test"
     chosen = splits.split(split)
@@ -174,30 +206,37 @@ def impute(
         raise ValueError(
             f"nothing is missing in {split}; pass --hide 0.2 to hide a share of the frames and score it."
         )
-    filled = on_host(tasks.impute(net, batch, samples, seed=seed))
-    missing = ~filled.observed.numpy() & whole.valid.unsqueeze(-1).numpy()
-    drawn = results.to_units(splits, filled.samples.numpy())
-    values = {
-        "mean": results.to_units(splits, filled.x.numpy()),
-        **results.quantiles(drawn),
-        "truth": results.to_units(splits, torch.where(whole.observed, whole.x, torch.nan).numpy()),
-    }
-    mean, truth = values["mean"], values["truth"]
-    np.savez_compressed(
+    truth = results.to_units(splits, torch.where(whole.observed, whole.x, torch.nan).numpy())
+    missing = (~batch.observed & whole.valid.unsqueeze(-1)).numpy()
+    scored = missing & ~np.isnan(truth)
+    values = {name: np.full(truth.shape, np.nan, np.float32) for name in ("mean", *results.QUANTILES)}
+    score = 0.0
+    at_once = max(1, MOST_SAMPLED // (samples * whole.steps * whole.x_dim))
+    for start in range(0, len(chosen), at_once):  # all samples of all sequences may be more than memory holds
+        filled = on_host(tasks.impute(net, batch[start : start + at_once], samples, seed=seed + start))
+        drawn = results.to_units(splits, filled.samples.numpy())
+        here = np.s_[start : start + at_once, : drawn.shape[2]]
+        values["mean"][here] = results.to_units(splits, filled.x.numpy())
+        for name, quantile in results.quantiles(drawn).items():
+            values[name][here] = quantile
+        score += float(tasks.crps(drawn[:, scored[here]], truth[here][scored[here]]).sum())
+    values["truth"] = truth
+    mean = values["mean"]
+    write_arrays(
         opened.directory / "imputed.npz",
         x=mean,
         **{k: v for k, v in values.items() if k != "mean"},
-        observed=filled.observed.numpy(),
-        lengths=filled.lengths.numpy(),
+        observed=batch.observed.numpy(),
+        lengths=batch.lengths.numpy(),
         **results.times(splits, split, chosen.names),
     )
     results.write_table(
         opened.directory / "imputed.csv", splits, split, list(chosen.names), values, where=missing, once=True
     )
-    scored = missing & ~np.isnan(truth)
     row: dict[str, Any] = {"sequences": len(chosen), "missing": int(missing.sum()), "samples": samples}
     if scored.any():
         row["mae"] = float(np.abs(mean - truth)[scored].mean())
+        row["crps"] = score / int(scored.sum())
         if "train" in splits.available:
             row["mae_of_mean"] = _mean_baseline(splits, truth, scored)
     return table([row]) + f"\nwritten to {opened.directory}: imputed.npz, imputed.csv"

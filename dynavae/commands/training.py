@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,6 @@ def fit(
 ) -> str:
     """Train a model on the train split, keep the weights that are best on the valid split."""
     from dynavae import training as trainer
-    from dynavae.checkpoint import annotate
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -105,8 +103,6 @@ def fit(
         return ""
     settings |= {"seconds": round(result.seconds, 1), "best": result.best, "notes": list(result.notes)}
     Run.create(out, settings)
-    if "schema" in splits.meta and (Path(out) / "best").is_dir():
-        annotate(Path(out) / "best", schema=splits.meta["schema"], kind=splits.kind)
     columns = {
         "best epoch": "epoch",
         "valid nats/frame": "valid/nats_per_frame",

@@ -28,6 +28,7 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         x: list of arrays (T_i, x_dim), uint8 or float32.
         control: list of float32 arrays (T_i, control_dim), or None.
         names: tuple of str.
+        about: kind and schema of the splits it belongs to; kept with a model that is trained on it.
 
     Raises:
         ValueError: an empty set, a wrong shape, a sequence of length 0 or without any observed value,
@@ -47,6 +48,7 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
     x: list[NDArray[Any]]
     control: list[NDArray[np.float32]] | None
     names: tuple[str, ...]
+    about: dict[str, Any]
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.x = [_observations(sequence, i) for i, sequence in enumerate(x)]
         _same_width("x", self.x)
         self.control = None if control is None else _controls(control, self.x)
+        self.about = {}
         self.names = tuple(str(i) for i in range(len(self.x))) if names is None else tuple(map(str, names))
         if len(self.names) != len(self.x):
             raise ValueError(
@@ -101,7 +104,9 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The sequences at ``indices``, in that order, as a data set; arrays are shared, not copied."""
         indices = list(indices)
         control = None if self.control is None else [self.control[i] for i in indices]
-        return SequenceDataset([self.x[i] for i in indices], control, [self.names[i] for i in indices])
+        chosen = SequenceDataset([self.x[i] for i in indices], control, [self.names[i] for i in indices])
+        chosen.about = self.about
+        return chosen
 
     @staticmethod
     def collate(items: Sequence[dict[str, Any]]) -> Sequences:

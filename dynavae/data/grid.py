@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,12 +27,30 @@ def infer_step(times: list[NDArray[np.float64]], where: str, unit: str) -> float
         return DAY if unit == "seconds" else 1.0
     for candidate in (float(np.median(gaps)), float(np.quantile(gaps, 0.05, method="lower"))):
         if _regular(gaps, candidate):
-            return float(f"{candidate:.10g}")
+            return _refined(times, candidate)
     low, middle, high = np.quantile(gaps, [0, 0.5, 1])
     raise ValueError(
         f"the times of {where} are irregular (differences from {low:g} to {high:g}, median {middle:g}, in {unit}): "
         f"choose the step of the grid they are put on, such as step={middle:.3g}."
     )
+
+
+def _refined(times: list[NDArray[np.float64]], step: float) -> float:
+    """The step without the digits that times so large do not have; the mean one if that one drifts off the times."""
+    resolution = 2 * float(np.spacing(max(float(np.abs(t).max()) for t in times)))
+    held = max(0, math.floor(-math.log10(resolution)))  # decimals
+    nominal = float(f"{round(step, held):.10g}") or step
+    frames, span = 0.0, 0.0
+    for t in times:
+        gaps = np.diff(np.unique(t))
+        frames, span = frames + float(np.round(gaps / step).sum()), span + float(gaps.sum())
+    mean = float(f"{span / frames:.10g}")
+
+    def off(s: float) -> float:
+        ratio = np.concatenate([(t - t.min()) / s for t in times])
+        return float(np.abs(ratio - np.round(ratio)).max())
+
+    return mean if off(nominal) > off(mean) + TOLERANCE / 2 else nominal
 
 
 def is_regular(times: list[NDArray[np.float64]], step: float) -> bool:

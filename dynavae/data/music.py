@@ -10,9 +10,7 @@ of the split.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynavae.data.archives import arrays_of, gunzipped
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.splits import SPLITS, DataSplits
 
@@ -73,7 +72,7 @@ def load_jsb16(*, folder: str | Path | None = None) -> DataSplits:
     """
     path = find("jsb-chorales-16th-separated.json.gz", folder)
     content = path.read_bytes()
-    voices: dict[str, list[list[list[int]]]] = json.loads(gzip.decompress(content))
+    voices: dict[str, list[list[list[int]]]] = json.loads(gunzipped(content, path))
     rolls = {
         split: [_voices_to_keys(np.array(s), split, i) for i, s in enumerate(voices[split])]
         for split in SPLITS
@@ -106,11 +105,10 @@ def load_bits(path: Path, name: str) -> DataSplits:
     """Read piano rolls packed as bits: ``<split>_bits`` (frames, 11) uint8 and ``<split>_lengths`` per split.
 
     Raises:
-        ValueError: the arrays do not fit together; the sentence says how.
+        ValueError: the file is damaged, or its arrays do not fit together; the sentence says how.
     """
     content = path.read_bytes()
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
+    arrays = arrays_of(content, path)
     lowest = int(arrays.get("lowest_midi", LOWEST_MIDI))
     rolls = {split: _unpack(arrays, split, path.name) for split in SPLITS if f"{split}_bits" in arrays}
     return _splits(name, path.name, content, rolls, frame_seconds=QUARTER_NOTE, lowest_midi=lowest)

@@ -12,7 +12,7 @@ array                  content
 =====================  ======================================================================================
 
 ``<split>`` is train, valid or test; any of them may be absent. A file without splits holds one set as ``x``
-(and ``lengths``, ``control``, ``observed``, ``names``) and is split by ratio. Other arrays are ignored.
+(and ``lengths``, ``control``, ``observed``, ``names``) and is split by share or by name. Other arrays are ignored.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dynavae.data.archives import arrays_of
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.music import load_bits
 from dynavae.data.schema import Schema
-from dynavae.data.splits import SPLITS, DataSplits, kind_of, split_by_ratio
+from dynavae.data.splits import SPLITS, DataSplits, divided, kind_of, lists_of, refuse_lists
+from dynavae.files import write_arrays
 
 PARTS = ("x", "lengths", "control", "observed", "names")
 Arrays = Mapping[str, NDArray[Any]]
@@ -42,12 +44,13 @@ def load_npz(
     path: str | Path,
     *,
     kind: str | None = None,
-    valid: float = 0.1,
-    test: float = 0.1,
+    valid: float | Sequence[str] = 0.1,
+    test: float | Sequence[str] = 0.1,
     seed: int = 0,
     name: str | None = None,
     standardize: bool = False,
     schema: Schema | None = None,
+    whole: bool = False,
 ) -> DataSplits:
     """Read train, valid and test sequences from an ``.npz`` file (its layout: see the head of this module).
 
@@ -55,15 +58,17 @@ def load_npz(
         path: the file. Piano rolls packed as bits, as the music sets are distributed, are read too.
         kind: "binary", "real", "categorical" or "power"; by default what the file says, else "binary" if the
             only values are 0 and 1, else "real".
-        valid, test: for a file without splits, the shares of the sequences (at least one each; 0 for none).
-        seed: of the shuffle before such a split.
+        valid, test: for a file without splits, the shares of the sequences (at least one each; 0 for none), or lists of
+            their names. With a list for one of them, a share of the other counts as none.
+        seed: of the shuffle before a split by share.
         name: of the data set; the file's name by default.
         standardize: each feature to mean 0 and standard deviation 1 over the observed training values.
         schema: a scaling to use again, instead.
+        whole: everything that the file does not assign to a split itself becomes "test".
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not an ``.npz``, no usable arrays, shapes that do not fit, or any rule that
+        ValueError: not an ``.npz``, or a damaged one, no usable arrays, shapes that do not fit, or any rule that
             :class:`SequenceDataset` checks. The sentence begins with the file and the split.
         TypeError: object arrays, or values that are not numbers.
     """
@@ -71,10 +76,15 @@ def load_npz(
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; give the path of an .npz file.")
     content = path.read_bytes()
-    arrays = _read(content, path)
+    if not (content.startswith(b"PK") or zipfile.is_zipfile(io.BytesIO(content))):
+        raise ValueError(
+            f"{path} is not an .npz archive; write it with numpy.savez(path, train=..., valid=...)."
+        )
+    arrays = arrays_of(content, path)
     if any(f"{split}_bits" in arrays for split in SPLITS):
         if kind not in (None, "binary"):
             raise ValueError(f"{path.name} holds piano rolls, whose kind is 'binary'; got kind={kind!r}.")
+        refuse_lists(valid, test, path.name)
         return load_bits(path, name or path.stem)
     _check_names(arrays, path)
     sets: dict[str, SequenceDataset] = {}
@@ -87,15 +97,18 @@ def load_npz(
             if split in arrays:
                 parts["x"] = arrays[split]
             sets[split] = _dataset(parts, f"{path.name}, {split}")
-    if not sets:
+    if sets:
+        refuse_lists(valid, test, path.name)
+    else:
         if "x" not in arrays:
             raise ValueError(
                 f"{path.name} holds no sequences: found {', '.join(arrays) or 'no array'}; expected train, "
                 "valid, test (B, T, x_dim), or train_x (frames, x_dim) with train_lengths, or a single x."
             )
-        whole = _dataset({part: arrays[part] for part in PARTS if part in arrays}, path.name)
-        sets = split_by_ratio(whole, valid, test, seed, path.name)
-        meta = {**meta, "split": {"valid": valid, "test": test, "seed": seed}}
+        data = _dataset({part: arrays[part] for part in PARTS if part in arrays}, path.name)
+        sets = divided(data, valid, test, seed, whole, path.name)
+        drawn: dict[str, Any] = lists_of(valid, test) or {"valid": valid, "test": test, "seed": seed}
+        meta = {**meta, "split": "all of it is test" if whole else drawn}
     found = kind_of(kind or _text(arrays, "kind"), [x for data in sets.values() for x in data.x], path.name)
     if standardize or schema is not None:
         sets, meta = _scaled(sets, meta, schema)
@@ -112,6 +125,7 @@ def save_npz(path: str | Path, splits: DataSplits) -> None:
     """Write splits in the ragged form, so that ``load(path)`` gives them back, ``meta`` included.
 
     Raises:
+        OSError: the file could not be written; what was there before is untouched.
         ValueError: ``path`` does not end in .npz.
         TypeError: ``meta`` is not representable in JSON.
 
@@ -134,7 +148,7 @@ def save_npz(path: str | Path, splits: DataSplits) -> None:
         arrays[f"{split}_names"] = np.array(data.names)
         if data.control is not None:
             arrays[f"{split}_control"] = np.concatenate(data.control)
-    np.savez_compressed(path, **arrays)
+    write_arrays(Path(path), **arrays)
 
 
 def _scaled(
@@ -152,27 +166,6 @@ def _scaled(
         for split, data in sets.items()
     }
     return scaled, {**meta, "schema": schema.to_dict(), "x_names": list(schema.columns)}
-
-
-def _read(content: bytes, path: Path) -> dict[str, NDArray[Any]]:
-    """All arrays of the archive, without unpickling anything."""
-    if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise ValueError(
-            f"{path} is not an .npz archive; write it with numpy.savez(path, train=..., valid=...)."
-        )
-    arrays = {}
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        for key in archive.files:
-            try:
-                arrays[key] = archive[key]
-            except ValueError as error:
-                if "allow_pickle" not in str(error):
-                    raise
-                raise TypeError(
-                    f"{key!r} of {path.name} is an object array, which would have to be unpickled; save "
-                    "sequences of different lengths as train_x = numpy.concatenate(sequences), train_lengths."
-                ) from error
-    return arrays
 
 
 def _check_names(arrays: Arrays, path: Path) -> None:

@@ -14,7 +14,16 @@ from dynavae.data.dataset import SequenceDataset
 from dynavae.data.grid import fill, infer_step, is_regular, to_grid
 from dynavae.data.rows import Readings, column_of, folder_sha256, readings_of, tables_of
 from dynavae.data.schema import Schema, parse_step, to_months
-from dynavae.data.splits import SPLITS, DataSplits, check_shares, kind_of, shuffled
+from dynavae.data.splits import (
+    SPLITS,
+    DataSplits,
+    by_name,
+    check_shares,
+    kind_of,
+    lists_of,
+    refuse_lists,
+    shuffled,
+)
 from dynavae.data.windows import windows
 
 ID_NAMES = ("id", "unique_id", "series_id", "item_id")
@@ -70,7 +79,8 @@ def load_table(
         controls: columns that are known inputs and not modelled. A gap is filled with the value before it.
         step: of the grid: a number in the unit of the times, or "15min", "1h", "7d", "month". By default the median
             difference, if the times are almost regular.
-        window: cut long sequences into pieces of so many frames; pieces without any value are dropped.
+        window: cut long sequences into pieces of so many frames. One without any value is dropped from train, and joined
+            to the piece before it in valid and test, so that it can be filled.
         stride: frames between the starts of training pieces (`window` by default); those of valid and test never overlap.
         split_column: a column that says train, valid or test.
         valid, test: shares, or lists of ids. Shares are of the sequences, drawn with `seed`; of fewer than five
@@ -206,12 +216,13 @@ def _split(
 ) -> tuple[list[Part], str]:  # fmt: skip
     """Parts with their splits, and how that was decided."""
     if any(p.split is not None for p in parts):
+        refuse_lists(valid, test, where)
         return parts, "as the data say"
     if whole:
         return [p._replace(split="test") for p in parts], "all of it is test"
-    lists = {s: list(v) for s, v in (("valid", valid), ("test", test)) if not isinstance(v, int | float)}
-    if lists:
-        return _by_id(parts, lists, where), "by id"
+    if lists := lists_of(valid, test):
+        chosen = by_name([p.id for p in parts], lists, where)
+        return [p._replace(split=s) for p, s in zip(parts, chosen, strict=True)], "by id"
     assert isinstance(valid, int | float) and isinstance(test, int | float)
     check_shares(valid, test)
     if len(parts) >= BY_SEQUENCE_FROM:
@@ -232,19 +243,15 @@ def _split(
     return out, f"by time: the last {test:g} of each sequence is test, the {valid:g} before it valid"
 
 
-def _by_id(parts: list[Part], lists: dict[str, list[str]], where: str) -> list[Part]:
-    ids = [p.id for p in parts]
-    for split, wanted in lists.items():
-        for name in map(str, wanted):
-            if name not in ids:
-                shown = ", ".join(ids[:10])
-                raise ValueError(f"{split}: {where} has no sequence {name!r}; it has {shown}.")
-    chosen = {str(name): split for split, names in lists.items() for name in names}
-    if len(chosen) < sum(map(len, lists.values())):
-        raise ValueError("valid and test should not share an id.")
-    if len(chosen) >= len(parts):
-        raise ValueError(f"valid and test name every sequence of {where}: none is left to train on.")
-    return [p._replace(split=chosen.get(p.id, "train")) for p in parts]
+def _with_values(x: NDArray[np.float64], spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same pieces, one without any value joined to the piece before it (at the beginning, to the next)."""
+    out: list[tuple[int, int]] = []
+    for a, b in spans:
+        if out and (np.isnan(x[a:b]).all() or np.isnan(x[slice(*out[-1])]).all()):
+            out[-1] = out[-1][0], b
+        else:
+            out.append((a, b))
+    return out
 
 
 def _datasets(
@@ -257,6 +264,8 @@ def _datasets(
         pieces: dict[str, Part] = {}
         for part in (p for p in parts if p.split == split):
             spans = windows(len(part.x), window, stride if split == "train" else None)
+            if split != "train":
+                spans = _with_values(part.x, spans)
             for a, b in spans:
                 if np.isnan(part.x[a:b]).all():
                     continue

@@ -99,9 +99,11 @@ class Schema:
         Example:
             >>> Schema(("x",), unit="months").written(12 * 50 + 2), Schema(("x",), unit="number").written(0.5)
             ('2020-03-01', '0.5')
+            >>> Schema(("x",), unit="number", step=0.1).written(1714521600.1 + 2 * 0.1)
+            '1714521600.3'
         """
         if self.unit in ("index", "number"):
-            return f"{t:.10g}"
+            return _number(t, self.step)
         if self.unit == "months":
             month = round(t)
             return f"{1970 + month // 12:04d}-{month % 12 + 1:02d}-01"
@@ -119,6 +121,15 @@ class Schema:
         """What :meth:`to_dict` gave."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
+
+
+def _number(t: float, step: float) -> str:
+    """A time to a millionth of a step, as far as a float has it."""
+    digits = 6 - math.floor(math.log10(step))
+    held = 14 - math.floor(math.log10(abs(t))) if t else digits
+    text = f"{t:.{max(0, min(digits, held))}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
 
 
 def _moments(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,9 @@ class DataSplits:
             if len(set(sizes.values())) > 1:
                 found = ", ".join(f"{name} {size}" for name, size in sizes.items())
                 raise ValueError(f"all splits of {self.name!r} should have the same {what}; got {found}.")
+        for name in self.available:
+            schema = {"schema": self.meta["schema"]} if "schema" in self.meta else {}
+            self.split(name).about = {"kind": self.kind, **schema}
 
     @property
     def available(self) -> tuple[str, ...]:
@@ -142,11 +145,74 @@ def shuffled(n: int, valid: float, test: float, seed: int, where: str) -> dict[s
     }
 
 
-def split_by_ratio(
-    data: SequenceDataset, valid: float, test: float, seed: int, where: str
+def lists_of(valid: float | Sequence[str], test: float | Sequence[str]) -> dict[str, list[str]]:
+    """Those of the two that are lists of names, not shares."""
+    found = {}
+    for split, wanted in (("valid", valid), ("test", test)):
+        if isinstance(wanted, str) or not isinstance(wanted, int | float | Iterable):
+            raise TypeError(f"{split} should be a share such as 0.1, or a list of names; got {wanted!r}.")
+        if not isinstance(wanted, int | float):
+            found[split] = list(map(str, wanted))
+    return found
+
+
+def by_name(names: Sequence[str], lists: Mapping[str, Sequence[str]], where: str) -> list[str]:
+    """The split of each name: the one whose list has it, else train."""
+    for split, wanted in lists.items():
+        for name in wanted:
+            if name not in names:
+                shown = ", ".join(list(dict.fromkeys(names))[:10])
+                raise ValueError(f"{split}: {where} has no sequence {name!r}; it has {shown}.")
+    chosen = {name: split for split, wanted in lists.items() for name in wanted}
+    if len(chosen) < sum(map(len, lists.values())):
+        raise ValueError("valid and test should not share an id.")
+    if chosen.keys() >= set(names):
+        raise ValueError(f"valid and test name every sequence of {where}: none is left to train on.")
+    return [chosen.get(name, "train") for name in names]
+
+
+def refuse_lists(valid: float | Sequence[str], test: float | Sequence[str], where: str) -> None:
+    """Shares mean nothing where the data have splits; lists of names would contradict them."""
+    for split in lists_of(valid, test):
+        raise ValueError(
+            f"{split} lists sequences, but {where} says itself which are train, valid and test; leave {split} out."
+        )
+
+
+def divided(
+    data: SequenceDataset,
+    valid: float | Sequence[str],
+    test: float | Sequence[str],
+    seed: int,
+    whole: bool,
+    where: str,
+    names: Sequence[str] | None = None,
 ) -> dict[str, SequenceDataset]:
-    """Shuffle the sequences once and cut off the validation and the test part."""
-    parts = shuffled(len(data), valid, test, seed, where)
+    """The splits of data that have none: all of it test, or as lists of names say, or drawn by share.
+
+    Args:
+        data: all sequences.
+        valid, test: shares, or lists of names. With a list for one of them, a share of the other counts as none.
+        seed: of the draw.
+        whole: all of it is test.
+        where: what the data are called.
+        names: that the lists speak of, one for each sequence; by default those of the data. Sequences of one name are
+            drawn together, where there are three names or more.
+    """
+    if whole:
+        return {"test": data}
+    if lists := lists_of(valid, test):
+        chosen = by_name(data.names if names is None else names, lists, where)
+        parts = {split: [i for i, s in enumerate(chosen) if s == split] for split in SPLITS}
+    else:
+        assert isinstance(valid, int | float) and isinstance(test, int | float)
+        groups = list(dict.fromkeys(names or ()))
+        if len(groups) < 3:  # nothing to keep together, or too few to draw from
+            parts = shuffled(len(data), valid, test, seed, where)
+        else:
+            drawn = shuffled(len(groups), valid, test, seed, where)
+            chosen = by_name(names, {s: [groups[i] for i in drawn[s]] for s in ("valid", "test")}, where)  # type: ignore[arg-type]
+            parts = {split: [i for i, s in enumerate(chosen) if s == split] for split in SPLITS}
     return {split: data.select(indices) for split, indices in parts.items() if indices}
 
 

@@ -7,7 +7,6 @@ variable ``DYNAVAE_DATA`` names.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
 import io
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynavae.data.archives import arrays_of, gunzipped
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.music import find
 from dynavae.data.schema import Schema, parse_times
@@ -50,8 +50,11 @@ def load_pm25(
         ground: the values without anything hidden.
     """
     names = ("pm25_missing.txt.gz", "pm25_ground.txt.gz")
-    contents = [find(name, folder, "timeseries").read_bytes() for name in names]
-    (header, stamps, seen), (_, _, truth) = (_readings(gzip.decompress(c).decode()) for c in contents)
+    paths = [find(name, folder, "timeseries") for name in names]
+    contents = [path.read_bytes() for path in paths]
+    (header, stamps, seen), (_, _, truth) = (
+        _readings(gunzipped(c, path).decode()) for c, path in zip(contents, paths, strict=True)
+    )
     times, unit, style = parse_times(stamps, "datetime of pm25")
     month = np.array([int(stamp[5:7]) for stamp in stamps])
     parts: dict[str, list[tuple[int, int]]] = {"train": [], "valid": [], "test": []}
@@ -112,9 +115,9 @@ def load_physionet(
         seed: of the split.
         standardize: each variable to mean 0 and standard deviation 1 over the training split.
     """
-    content = find("physionet2012_set_a.npz", folder, "timeseries").read_bytes()
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        a: dict[str, NDArray[Any]] = {key: archive[key] for key in archive.files}
+    path = find("physionet2012_set_a.npz", folder, "timeseries")
+    content = path.read_bytes()
+    a = arrays_of(content, path)
     columns = tuple(str(name) for name in a["param_names"] if name not in STATIC)
     place = np.array([columns.index(n) if n in columns else -1 for n in map(str, a["param_names"])])
     stay = np.repeat(np.arange(len(a["record"])), np.diff(a["offsets"]))

@@ -24,9 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynavae.data.archives import arrays_of
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.splits import SPLITS, DataSplits
-from dynavae.files import replacing
+from dynavae.files import write_arrays
 
 VERSION = 1
 """Raised when the same options would give other videos: an old cache is then not read."""
@@ -209,10 +210,8 @@ def _cached(name: str, split: str, number: int, steps: int, folder: str | None) 
     if not path.is_file():
         made = _simulate(name, SEEDS[split], number, steps)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside, beside.open("wb") as file:
-            np.savez_compressed(file, **made)  # type: ignore[arg-type]
-    with np.load(path, allow_pickle=False) as archive:
-        return {part: archive[part] for part in archive.files}
+        write_arrays(path, **made)
+    return arrays_of(path.read_bytes(), path, "delete it, and it is made again")
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:

@@ -95,7 +95,7 @@ class SwitchedEmission:
         error = error - _emitted(peak, self.C)
         mask = None if seen is None else seen.unsqueeze(-2)
         log_c = MultivariateNormal(torch.zeros_like(self.d), self.L).log_prob(error, mask)
-        J = J.expand(len(x), *J.shape[-3:])
+        J = J.expand(x.shape[0], *J.shape[-3:])
         return Message(*(a.unflatten(0, lead) for a in (peak, J, _project(error, G), log_c)))
 
     def _projected(self, seen: Tensor | None) -> tuple[Tensor, Tensor]:

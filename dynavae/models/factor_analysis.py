@@ -184,13 +184,13 @@ class FactorAnalysis(SequentialLVM):
     def exact_step(self, belief: tuple[Tensor, Tensor], frame: Frame) -> ExactStep:
         """The posterior of one frame: no belief is carried on."""
         mean, L, log_p = self._posterior(self._message(frame))
-        loc = self.mu.expand(len(mean), -1)
+        loc = self.mu.expand_as(frame.x)
         if self.D is not None:
             loc = loc + frame.control @ self.D.mT
         S = self.W @ self.W.mT + torch.diag(self.scale.square())
-        ahead = MultivariateNormal(loc.unsqueeze(0), torch.linalg.cholesky(S).expand(1, len(mean), -1, -1))
+        ahead = MultivariateNormal(loc.unsqueeze(0), torch.linalg.cholesky(S).expand(1, *loc.shape, -1))
         stddev = L.square().sum(-1).sqrt()
-        return ExactStep((mean, L), mean, stddev, log_p, ahead, log_p.new_zeros(1, len(mean)))
+        return ExactStep((mean, L), mean, stddev, log_p, ahead, torch.zeros_like(log_p).unsqueeze(0))
 
     def exact_draw(self, belief: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
         return MultivariateNormal(*belief).sample(noise)

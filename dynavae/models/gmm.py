@@ -148,7 +148,7 @@ class GMM(SequentialLVM):
         log_p = joint - log_prob.unsqueeze(-1)
         p, loc, L = log_p.exp(), *self.components
         p_x = MultivariateNormal(loc.unsqueeze(1), L.unsqueeze(1))
-        log_weights = self.log_weights.unsqueeze(-1).expand(-1, len(p))
+        log_weights = self.log_weights.unsqueeze(-1).expand(-1, p.shape[0])
         return ExactStep(log_p, p, (p * (1 - p)).sqrt(), log_prob, p_x, log_weights)
 
     def exact_draw(self, belief: Tensor, noise: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from dynavae.batch import Sequences
 from dynavae.closed_forms import ExactStep
 from dynavae.distributions import Categorical
 from dynavae.exact import hmm
+from dynavae.exact.markov_chain import normalise
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import Emission, EmissionHead
 from dynavae.nn.estimation import emission_of_states, estimate, log_share, start_from_clusters, statistics
@@ -159,12 +160,11 @@ class HMM(SequentialLVM):
         log_p, started = belief
         moved = torch.logsumexp(log_p.unsqueeze(-1) + self.log_transition, -2)
         predicted = torch.where(started > 0, moved, self.log_initial)
-        log_emission = self.log_emission(frame.x, frame.observed).unsqueeze(0)
-        f = hmm.hmm_filter(predicted, self.log_transition, log_emission)
+        log_filtered, log_prob = normalise(predicted + self.log_emission(frame.x, frame.observed))
         p_x = self.p_x(torch.eye(self.states, dtype=log_p.dtype, device=log_p.device).unsqueeze(1))
-        p = f.log_filtered[0].exp()
-        after = f.log_filtered[0], torch.ones_like(started)
-        return ExactStep(after, p, (p * (1 - p)).sqrt(), f.log_likelihood[0], p_x, predicted.mT)
+        p = log_filtered.exp()
+        after = log_filtered, torch.ones_like(started)
+        return ExactStep(after, p, (p * (1 - p)).sqrt(), log_prob, p_x, predicted.mT)
 
     def exact_draw(self, belief: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
         return Categorical(belief[0].unsqueeze(-2)).sample(noise)

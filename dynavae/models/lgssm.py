@@ -12,11 +12,16 @@ from dynavae.batch import Sequences
 from dynavae.closed_forms import ExactStep
 from dynavae.distributions import MultivariateNormal
 from dynavae.exact import em, kalman
+from dynavae.exact._algebra import gaussian_log_density, matvec, symmetric
+from dynavae.exact.joseph import joseph_gain
 from dynavae.exact.likelihood import log_likelihood
+from dynavae.exact.linear_gaussian import observed_emission
 from dynavae.exact.local_level import local_level
 from dynavae.exact.simulation import Completed, complete
+from dynavae.exact.stationary import stationary_state
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.models._moments import Moments
+from dynavae.tree import tree_map
 
 
 class LGSSM(Moments, SequentialLVM):
@@ -200,6 +205,12 @@ class LGSSM(Moments, SequentialLVM):
     def exact_smooth(self, batch: Sequences) -> tuple[Tensor, Tensor]:
         return _moments(kalman.kalman_smoother(self.parameters_in_moments, self._filtered(batch)))
 
+    def _factor(self, name: str) -> Tensor:
+        if name != "P0" or not self.stationary or not torch.compiler.is_compiling():
+            return super()._factor(name)
+        P0 = stationary_state(self.value("A"), self._covariance("Q")).covariance
+        return torch.linalg.cholesky(P0)  # with no check, which is a branch on values
+
     def exact_start(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         z = self.z_dim
         return (
@@ -221,18 +232,41 @@ class LGSSM(Moments, SequentialLVM):
         P0 = torch.where(first.unsqueeze(-1), 0.5 * (spread + spread.mT), params.P0)
         one = Frame(*(None if a is None else a.unsqueeze(0) for a in frame))
         observed = torch.ones_like(one.x, dtype=torch.bool) if one.observed is None else one.observed
-        f = kalman.kalman_filter(params._replace(m0=m0, P0=P0), one.x, observed, one.control)
-        ahead = kalman.predictive_observation(params, f.predicted_mean, f.predicted_covariance, one.control)
-        p_x = MultivariateNormal(ahead.mean, torch.linalg.cholesky(ahead.covariance))
+        update = _traced_update if torch.compiler.is_compiling() else kalman.kalman_filter
+        f = update(params._replace(m0=m0, P0=P0), one.x, observed, one.control)
+        S = symmetric(params.C @ P0 @ params.C.mT + params.R)
+        loc = m0 @ params.C.mT + _offset(params, frame.control)
+        p_x = MultivariateNormal(loc.unsqueeze(0), torch.linalg.cholesky(S).unsqueeze(0))
         stddev = f.covariance[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
         after = f.mean[0], f.covariance[0], torch.ones_like(started)
         return ExactStep(
-            after, f.mean[0], stddev, f.log_likelihood[0], p_x, f.log_likelihood.new_zeros(1, len(mean))
+            after, f.mean[0], stddev, f.log_likelihood[0], p_x, torch.zeros_like(f.log_likelihood)
         )
 
     def exact_draw(self, belief: tuple[Tensor, Tensor, Tensor], noise: Tensor) -> Tensor:
         mean, covariance, _ = belief
         return MultivariateNormal(mean, torch.linalg.cholesky(covariance)).sample(noise)
+
+
+def _traced_update(
+    params: kalman.LinearGaussian, x: Tensor, observed: Tensor, control: Tensor | None
+) -> kalman.Filtered:
+    """`kalman_filter` of one frame (1, B, .) as a graph: in Joseph form, without the checks, which branch on values."""
+    dtype = x.dtype
+    params, x, control = tree_map(Tensor.double, (params, x, control))
+    C, R, y, seen = observed_emission(params, x, observed, _offset(params, control))
+    m, P = params.m0.unsqueeze(0), params.P0.unsqueeze(0)
+    e, PC = y - matvec(C, m), P @ C.mT
+    L = torch.linalg.cholesky(symmetric(C @ PC + R))
+    K, after = joseph_gain(P, PC, C, R, L)
+    found = kalman.Filtered(m + matvec(K, e), after, m, P, gaussian_log_density(e, L, seen))
+    return tree_map(lambda a: a.to(dtype), found)
+
+
+def _offset(params: kalman.LinearGaussian, control: Tensor | None) -> Tensor:
+    """D u_t + d."""
+    assert params.d is not None
+    return params.d if params.D is None or control is None else matvec(params.D, control) + params.d
 
 
 def _time_first(batch: Sequences) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ fused call; `step` does one step. The two agree: that is a law.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -162,12 +163,24 @@ class Memory(nn.Module):
             torch.stack([layer[j].expand(*lead, -1).reshape(-1, self.out_dim) for layer in m])
             for j in range(self.parts)
         )
-        out, last = self.rnn(flat, states if self.cell == "lstm" else states[0])
+        with self._in_full(flat):
+            full = self.rnn.weight_hh_l0.dtype if flat.is_cuda else flat.dtype
+            states = tuple(part.to(full) for part in states)
+            out, last = self.rnn(flat.to(full), states if self.cell == "lstm" else states[0])
         last = last if self.cell == "lstm" else (last,)
         state = tuple(
             tuple(part[i].reshape(*lead, self.out_dim) for part in last) for i in range(self.layers)
         )
         return out.reshape(*u.shape[:-1], self.out_dim), state
+
+    def _in_full(self, u: Tensor) -> contextlib.ExitStack:
+        """On a GPU: autocast to bfloat16 would run cuDNN in float16, and cuDNN has no backward in evaluation mode."""
+        stack = contextlib.ExitStack()
+        if u.is_cuda:
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+            if torch.is_grad_enabled() and not self.training:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        return stack
 
     def _fold(self, u: Tensor, m: State, valid: Tensor | None) -> tuple[Tensor, State]:
         out = []

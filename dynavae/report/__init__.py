@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dynavae.files import writable, write_text
 from dynavae.report import arrays, html, sections, sequences, video
 from dynavae.report.compare import write_comparison
 
@@ -138,6 +139,5 @@ def write_report(
     )
     text = html.page(title, subtitle, tiles, [section for section in found if section is not None])
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    writable(path.parent)
+    return write_text(path, text)

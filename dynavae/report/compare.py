@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dynavae import tasks
+from dynavae.files import writable, write_text
 from dynavae.report import contrast, gather, html, overlays, side_by_side
 from dynavae.results import to_units
 from dynavae.runs import Run
@@ -118,9 +119,8 @@ def write_comparison(
         [section for section in sections if section is not None],
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
+    writable(path.parent)
+    return write_text(path, text)
 
 
 def read(

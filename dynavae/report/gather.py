@@ -118,7 +118,7 @@ def forecasts(
     for i in rows:
         array = chosen.batch([i])
         context = array.steps - horizon
-        if context < 1:
+        if context < 1 or not bool(array.observed[:, :context].any()):
             continue
         control = array.control
         future = tasks.forecast(model, array, horizon, context, samples, control=control, seed=seed)

@@ -18,7 +18,7 @@ from dynavae.tasks.prediction import (
     impute,
     reconstruct,
 )
-from dynavae.tasks.scoring import Score, score
+from dynavae.tasks.scoring import Score, crps, score
 from dynavae.tasks.stream_state import StreamState
 from dynavae.tasks.streaming import Step, Stream
 
@@ -36,6 +36,7 @@ __all__ = [
     "Stream",
     "StreamState",
     "capabilities",
+    "crps",
     "export_step",
     "filter",
     "forecast",

@@ -26,7 +26,7 @@ class StepInputs(NamedTuple):
     observed: Tensor  # (B, x_dim) bool
     fresh: Tensor  # (B,) bool: the sequence of this row starts here, whatever the state holds
     control: Tensor | None  # (B, control_dim)
-    noise: Tensor  # (K, B, noise_dim) standard normals, new ones for each frame
+    noise: Tensor  # (K, B, noise_dim) standard normals, new ones for each frame; noise_dim is 0 for an exact model
     state: tuple[Tensor, ...]  # the last entry of what the step before returned
 
 
@@ -34,16 +34,24 @@ class StepProgram(nn.Module):
     """The step as a function of tensors: what :func:`export_step` traces.
 
     Returns:
-        a dict with `mean`, `stddev` (B, z_dim), `samples` (K, B, z_noise_dim), `log_weights` (K, B), `log_prob`,
-        `score` (B,), and, if asked for, `predicted_mean`, `predicted_stddev` (B, x_dim); then the new state.
+        a dict with `mean`, `stddev` (B, z_dim), `log_prob`, `score` (B,), of particles also `samples`
+        (K, B, z_noise_dim) and `log_weights` (K, B), and, if asked for, `predicted_mean`, `predicted_stddev`
+        (B, x_dim); then the new state.
     """
 
     def __init__(self, model: SequentialLVM, particles: int, resampling: Resampling, predict: bool) -> None:
         super().__init__()
         self.model, self.particles, self.resampling, self.predict = model, particles, resampling, predict
 
-    def initial(self, batch: int) -> State:
+    @property
+    def noise_dim(self) -> int:
+        """Standard normals that one particle takes per frame; an exact filter has no use for any."""
+        return 0 if self.model.exact else step.noise_dim(self.model, self.particles, self.predict)
+
+    def initial(self, batch: int) -> Any:
         """The state before the first frame, with a memory of drawn values only where something reads it."""
+        if self.model.exact:
+            return self.model.exact_start(batch)
         state = step.start(self.model, self.particles, batch)
         if not (self.model.autoregressive and self.model.past_x.out_dim):
             return state._replace(m=())
@@ -58,13 +66,28 @@ class StepProgram(nn.Module):
         noise: Tensor,
         state: tuple[Tensor, ...],
     ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
-        model, K = self.model, self.particles
         initial = self.initial(1)  # broadcasts over rows, so that no size is fixed
         given = iter(state)
         before = tree.tree_map(lambda _: next(given), initial)
-        # Leaves are (K, B, .) or (B, .): a row that starts anew takes its initial values.
-        rows = fresh.expand(K, -1)
-        before = State(
+        frame = Frame(torch.where(observed, x, 0.0), observed, control)
+        if self.model.exact:
+            out, after = self._exact(tree.where(fresh, initial, before), frame, noise)
+        else:
+            out, after = self._particles(self._renewed(before, initial, fresh), frame, noise)
+        out["score"] = -out["log_prob"] / observed.sum(-1)
+        return out, tuple(a.contiguous() for a in leaves(after))
+
+    def _exact(self, before: Any, frame: Frame, noise: Tensor) -> tuple[dict[str, Tensor], Any]:
+        now = step.advance_exactly(self.model, before, frame)
+        out = {"mean": now.mean, "stddev": now.stddev, "log_prob": now.log_prob}
+        if self.predict:
+            out |= _moments(Predicted(now.p_x, now.log_weights, noise))
+        return out, now.belief
+
+    def _renewed(self, before: State, initial: State, fresh: Tensor) -> State:
+        """Leaves are (K, B, .) or (B, .): a row that starts anew takes its initial values."""
+        rows = fresh.expand(self.particles, -1)
+        return State(
             tree.where(rows, initial.h, before.h),
             tree.where(rows, initial.m, before.m),
             tree.where(fresh, initial.c, before.c),
@@ -73,10 +96,12 @@ class StepProgram(nn.Module):
             torch.where(rows, 0.0, before.log_w),
             before.drawn,
         )
-        frame = Frame(torch.where(observed, x, 0.0), observed, control)
+
+    def _particles(self, before: State, frame: Frame, noise: Tensor) -> tuple[dict[str, Tensor], State]:
+        model, log_k = self.model, math.log(self.particles)
         eps = step.split_noise(model, noise, self.predict)
         new = step.advance(model, before, frame, eps, amortized, self.resampling, self.predict, traced=True)
-        log_weights = new.log_w - math.log(K)
+        log_weights = new.log_w - log_k
         w = log_weights.exp().unsqueeze(-1)
         z = model.latent_values(new.z)
         mean = (w * z).sum(0)
@@ -86,13 +111,15 @@ class StepProgram(nn.Module):
             "samples": new.z,
             "log_weights": log_weights,
             "log_prob": new.log_prob,
-            "score": -new.log_prob / observed.sum(-1),
         }
         if self.predict:
             assert eps.x is not None
-            ahead = Predicted(new.p_x, before.log_w - math.log(K), eps.x.unsqueeze(0))
-            out["predicted_mean"], out["predicted_stddev"] = ahead.mean, ahead.stddev
-        return out, tuple(a.contiguous() for a in leaves(new.state))
+            out |= _moments(Predicted(new.p_x, before.log_w - log_k, eps.x.unsqueeze(0)))
+        return out, new.state
+
+
+def _moments(ahead: Predicted) -> dict[str, Tensor]:
+    return {"predicted_mean": ahead.mean, "predicted_stddev": ahead.stddev}
 
 
 def step_inputs(
@@ -101,10 +128,13 @@ def step_inputs(
     """Inputs of the right shapes for a first frame: everything missing, every row fresh, noise and state 0.
 
     Example:
-        >>> from dynavae.models import VRNN
+        >>> from dynavae.models import LGSSM, VRNN
         >>> inputs = step_inputs(VRNN(x_dim=2, z_dim=3, h_dim=4), batch=5)
         >>> inputs.noise.shape, [tuple(a.shape) for a in inputs.state]
         (torch.Size([1, 5, 5]), [(1, 5, 4), (1, 5, 4), (1, 5)])
+        >>> inputs = step_inputs(LGSSM(x_dim=2, z_dim=3), batch=5)  # mean, covariance, whether anything came before
+        >>> inputs.noise.shape, [tuple(a.shape) for a in inputs.state]
+        (torch.Size([1, 5, 0]), [(5, 3), (5, 3, 3), (5, 1)])
     """
     program = StepProgram(model, particles, Resampling(), predict)
     x = model.zeros((batch,), model.x_dim)
@@ -115,7 +145,7 @@ def step_inputs(
         torch.zeros_like(x, dtype=torch.bool),
         torch.ones(batch, dtype=torch.bool, device=x.device),
         model.zeros((batch,), model.control_dim) if model.control_dim else None,
-        model.zeros((particles, batch), step.noise_dim(model, particles, predict)),
+        model.zeros((particles, batch), program.noise_dim),
         tuple(a.contiguous() for a in state),
     )
 
@@ -133,21 +163,22 @@ def export_step(
     The program holds the weights and needs only torch to run: save it with `torch.export.save`, load it with
     `torch.export.load`. It is called as ``outputs, state = program.module()(*inputs)``, with the inputs of
     :class:`StepInputs` and the outputs of :class:`StepProgram`. It holds no randomness: pass standard normal noise.
-    Under the same noise it gives the numbers of the eager stream.
+    Under the same noise it gives the numbers of the eager stream. A model with an exact filter (LGSSM, HMM, GMM, PPCA,
+    FactorAnalysis) is exported with it: there are no particles, the noise has width 0, and the state is the belief.
 
-    Limits: the number of particles, the type and the device are fixed; the exact models (LGSSM, HMM) and
-    `propose=bootstrap` are not exported; a path that the eager step skips (a frame without gaps, particles that
-    need no resampling) is computed every time.
+    Limits: the number of particles, the type and the device are fixed; `propose=bootstrap` is not exported; inputs are
+    not checked; a path that the eager step skips (a frame without gaps, particles that need no resampling) is computed
+    every time.
 
     Args:
-        model: one that can stream, by particles.
-        particles: K.
+        model: one that can stream.
+        particles: K; for an exact model only the length of an axis of the empty noise.
         batch: B; None leaves it open.
         resampling: scheme and threshold; default systematic at an effective size of K/2.
         predict: also give mean and standard deviation of p(x_t | x_<t).
 
     Raises:
-        ValueError: for a model that cannot stream, or whose filter is exact.
+        ValueError: for a model that cannot stream; the sentence names an alternative.
 
     Example:
         >>> from dynavae.models import VRNN
@@ -159,11 +190,6 @@ def export_step(
         torch.Size([5, 3])
     """
     require(model, "stream")
-    if model.exact:
-        raise ValueError(
-            f"the filter of {type(model).__name__} is exact linear algebra or a table: export_step has particles "
-            "only. Call model.stream(...), or take model.exact_step as a starting point."
-        )
     if particles < 1:
         raise ValueError(f"particles should be at least 1; got {particles}.")
     frozen = copy.deepcopy(model).eval().requires_grad_(False)

@@ -242,9 +242,12 @@ def _extend(
     x = torch.nn.functional.pad(batch.x, (0, 0, 0, grow))[:, :steps]
     observed = torch.nn.functional.pad(batch.observed, (0, 0, 0, grow))[:, :steps]
     observed = observed & (torch.arange(steps, device=x.device) < start[:, None]).unsqueeze(-1)
-    if not bool(observed.flatten(1).any(1).all()):
+    silent = (~observed.flatten(1).any(1)).nonzero().flatten().tolist()
+    if silent:
+        which = repr(batch.names[silent[0]]) if batch.names else silent[0]
         raise ValueError(
-            "a sequence has no observed value within the context; lengthen it, or use generate(...)."
+            f"sequence {which} has no observed value within the context; lengthen it, leave the sequence out, or use "
+            "generate(...)."
         )
     if model.control_dim:
         known = control if control is not None else batch.control

@@ -178,3 +178,37 @@ def _passes(
         return torch.stack(sums).sum(0) / particles, torch.ones(len(rows)), kl
     log_w = torch.cat(log_ws)
     return torch.logsumexp(log_w, 0) - math.log(particles), log_effective_size(log_w).exp().cpu(), kl
+
+
+def crps(samples: Any, truth: Any) -> Float[Tensor, "*shape"]:
+    r"""Continuous ranked probability score of samples at what came true, in the units of x; lower is better.
+
+    .. math:: \mathrm{CRPS} = E|X - x| - \tfrac12 E|X - X'|,
+
+    over all pairs of samples: the absolute error of a point forecast, made fit for a distribution. Of one sample it is
+    the absolute error. Reference: Gneiting and Raftery, Strictly Proper Scoring Rules, Prediction, and Estimation, 2007.
+
+    Args:
+        samples: (S, \*shape), such as `Forecast.samples` or `Imputation.samples`.
+        truth: x, (\*shape); where it is NaN the score is NaN.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> crps([[0.0, 1.0], [2.0, 1.0]], [1.0, 4.0])
+        tensor([0.5000, 3.0000])
+    """
+    x, truth = torch.as_tensor(samples), torch.as_tensor(truth)
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    if x.shape[1:] != truth.shape or not len(x):
+        raise ValueError(
+            f"samples should have shape (S, *shape of truth) = (S, {', '.join(map(str, truth.shape))}); got "
+            f"{tuple(x.shape)}."
+        )
+    S = len(x)
+    rank = 2 * torch.arange(1, S + 1, dtype=x.dtype, device=x.device) - S - 1
+    half_spread = (
+        torch.tensordot(rank, x.sort(0).values, 1) / S**2
+    )  # E|X - X'| / 2, from the order statistics
+    return (x - truth).abs().mean(0) - half_spread

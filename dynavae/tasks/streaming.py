@@ -11,7 +11,6 @@ from torch import Tensor
 
 from dynavae import step, tree
 from dynavae.batch import Sequences
-from dynavae.distributions import expand
 from dynavae.model import Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.proposals import Amortized, Proposal, amortized, bootstrap
@@ -147,13 +146,12 @@ class Stream(Stateful):
         )
 
     def _exact_step(self, frame: Frame) -> Step:
-        now = self.model.exact_step(self._state, frame)
+        now = step.advance_exactly(self.model, self._state, frame)
         self._state = now.belief
         predicted = None
         if self.predict:
-            components = expand(now.p_x, tuple(now.log_weights.shape))
             shape = (self.particles, *now.log_weights.shape, self.model.x_noise_dim)
-            predicted = Predicted(components, now.log_weights, self._normal(*shape))
+            predicted = Predicted(now.p_x, now.log_weights, self._normal(*shape))
         score = self._score(now.log_prob, frame)
         return Step(now.mean, now.stddev, None, None, predicted, now.log_prob, score)
 
