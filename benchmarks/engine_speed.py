@@ -13,7 +13,7 @@ run, then for 0.5 s (at least one) those that count; the 1024 x 1024 products ha
 turn, then the median over the turns, is kept; ratio = loop_ms / fast_ms.
 Gradients of both are compared first (`grad_error`, relative to the largest entry of each parameter's gradient); above 1e-5
 in float64 the program stops.
-`peak_mb`: greatest resident memory of one training step above what the process held before it.
+`peak_mb`: greatest resident memory of one step above what the process held before it.
 `repeats` counts the turns; with 500 steps and more three are enough.
 
 On a GPU `fast_ms` has the loop over time in a CUDA graph (`compile="recursion"`), `launched_ms` has not; the rate is that of
@@ -228,34 +228,29 @@ def compare(
     }
 
 
-def peak_mb(name: str, batch: int, steps: int, way: str, device: str) -> float:
+def peak_mb(task: str, way: str, device: str, **case: Any) -> float:
     """In a process of its own, since freed memory is not always handed back."""
-    command = [
-        sys.executable,
-        __file__,
-        "--peak",
-        f"{name},{batch},{steps},{way}",
-        "--threads",
-        str(torch.get_num_threads()),
-        "--device",
-        device,
-    ]
+    what = json.dumps({"task": task, "way": way, "case": case})
+    command = [sys.executable, __file__, "--peak", what]
+    command += ["--threads", str(torch.get_num_threads()), "--device", device]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def measure_peak(name: str, batch: int, steps: int, way: str, device: str) -> float:
-    case = Case(name, batch, steps, device=device)
+def measure_peak(task: str, way: str, device: str, **size: Any) -> float:
+    case = Case(**size, device=device)
+    run, loss = getattr(case, task), getattr(case, way)
     if device == "cuda":
         before = torch.cuda.memory_allocated()
         for _ in range(3):  # the size is recorded when it comes again, which takes more, once
-            case.train(getattr(case, way))
+            run(loss)
         torch.cuda.reset_peak_memory_stats()
-        case.train(getattr(case, way))
+        run(loss)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Case(name, 2, 3).train(Case(name, 2, 3).fast)  # what torch allocates once
+    small = Case(case.name, 2, 3)
+    small.train(small.fast)  # what torch allocates once
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    case.train(getattr(case, way))
+    run(loss)
     return (_status("VmHWM") - before) / 1024
 
 
@@ -275,8 +270,8 @@ def growth(repeats: int) -> list[dict[str, Any]]:
         "h_dim": (32, 64, 128, 256, 512),
     }.items():
         for value in values:
-            size = base | {name: value}
-            case = Case("VRNN", size["batch"], size["steps"], size["particles"], h_dim=size["h_dim"])
+            size: dict[str, int] = base | {name: value}
+            case = Case("VRNN", **size)
             times = [turn(functools.partial(case.train, case.fast)) for _ in range(repeats)]
             records.append(
                 {
@@ -285,6 +280,7 @@ def growth(repeats: int) -> list[dict[str, Any]]:
                     "grows": name,
                     **size,
                     "fast_ms": 1e3 * statistics.median(times),
+                    "peak_mb": peak_mb("train", "fast", "cpu", name="VRNN", **size),
                 }
             )
     return records
@@ -349,8 +345,8 @@ def main() -> None:
         work(arguments.device)
         return
     if arguments.peak:
-        name, batch, steps, way = arguments.peak.split(",")
-        print(measure_peak(name, int(batch), int(steps), way, arguments.device))
+        what = json.loads(arguments.peak)
+        print(measure_peak(what["task"], what["way"], arguments.device, **what["case"]))
         return
     device = arguments.device
     if device == "cuda" and not torch.cuda.is_available():
@@ -382,11 +378,12 @@ def main() -> None:
                 record |= compare(task, name, batch, steps, repeats, engine, plain, device) | {
                     "repeats": repeats
                 }
+                one = dict(name=name, batch=batch, steps=steps)
+                record |= {
+                    "peak_mb": peak_mb(task, "fast", device, **one),
+                    "loop_peak_mb": peak_mb(task, "plain", device, **one),
+                }
                 if task == "train":
-                    record |= {
-                        "peak_mb": peak_mb(name, batch, steps, "fast", device),
-                        "loop_peak_mb": peak_mb(name, batch, steps, "plain", device),
-                    }
                     record["grad_error"] = error
                 records.append(_rounded(record) | shared)
                 print({k: v for k, v in records[-1].items() if k not in shared}, flush=True)

@@ -4,7 +4,8 @@
 
 Every second kill waits for a checkpoint to be half-written, the others come at a random moment of training. The
 resumed run is given its directory only. It must end with the weights, the best weights and the figures of a run that
-was never killed, bit for bit, and with one row per epoch. Prints a table; the exit status is 1 if any run differs.
+was never killed, bit for bit, and with one row per epoch. Prints a table; with --record it is
+written to benchmarks/results/kill_test.json. The exit status is 1 if any run differs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import platform
 import random
 import signal
 import subprocess
@@ -24,9 +27,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+import dynavae
+from dynavae.files import write_json
 from dynavae.resume import damage
 from dynavae.runs import table
 
+RESULTS = Path(__file__).parent / "results" / "kill_test.json"
 CLOCKS = ("seconds", "frames_per_second")
 UPDATES = 28
 
@@ -139,7 +145,7 @@ def trial(number: int, whole: Path, folder: Path, data: Path, chance: random.Ran
     return {**row, "result": "same" if same else "DIFFERS"}
 
 
-def run(kills: int, seed: int, folder: Path) -> int:
+def run(kills: int, seed: int, folder: Path, keep: bool) -> int:
     """All trials; the exit status."""
     chance, data, whole = random.Random(seed), folder / "data.npz", folder / "whole"
     x = np.random.default_rng(seed).normal(size=(20, 16, 3)).cumsum(1).astype(np.float32)
@@ -155,6 +161,14 @@ def run(kills: int, seed: int, folder: Path) -> int:
         print(f"kill {number}: {rows[-1]['result']}", file=sys.stderr, flush=True)
     print(table(rows))
     lost = sum(row["result"] != "same" for row in rows)
+    record = {
+        "kills": kills, "same": kills - lost, "while_writing": sum(row["while writing"] == "yes" for row in rows),
+        "seed": seed, "updates": UPDATES, "hardware": f"{platform.machine()} CPU, 1 of {os.cpu_count()} cores",
+        "versions": {"dynavae": dynavae.__version__, "torch": torch.__version__},
+        "command": f"python benchmarks/kill_test.py --kills {kills} --seed {seed} --record", "trials": rows,
+    }  # fmt: skip
+    if keep:
+        write_json(RESULTS, record)
     print(f"{kills - lost} of {kills} killed runs ended as the run that was never killed.")
     return int(lost > 0)
 
@@ -166,12 +180,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="keep the runs there")
+    parser.add_argument("--record", action="store_true", help="write results/kill_test.json")
     given = parser.parse_args()
     if given.out is not None:
         given.out.mkdir(parents=True, exist_ok=True)
-        return run(given.kills, given.seed, given.out)
+        return run(given.kills, given.seed, given.out, given.record)
     with tempfile.TemporaryDirectory() as folder:
-        return run(given.kills, given.seed, Path(folder))
+        return run(given.kills, given.seed, Path(folder), given.record)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ def commands(page: Path) -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in found if line.startswith("dynavae ")]
 
 
-ELSEWHERE = ("streaming",)  # run with its numbers checked by test_streaming.py
+ELSEWHERE = (
+    "streaming",
+    "own_data",
+)  # run by test_streaming.py, with its numbers checked, and below, with its commands
 WITH_PYTHON = [p for p in PAGES if blocks(p, "python") and p.stem not in ELSEWHERE]
 
 
@@ -79,6 +82,29 @@ def test_the_commands_of_getting_started_run(tmp_path, monkeypatch, capsys):
         assert cli.main([command, *arguments, *smaller.get(command, [])]) == 0, capsys.readouterr().err
     assert (tmp_path / "compare.html").is_file()
     assert (tmp_path / "runs" / "vrnn" / "report.html").is_file()
+
+
+def test_the_page_on_own_data_runs(tmp_path, monkeypatch, capsys):
+    """Its table, its commands with one epoch and few samples, its Python on the runs they leave."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "own_data.md"
+    table, python = blocks(page, "python")
+    exec(compile(table, "make_air.py", "exec"), {})
+    smaller = {
+        "fit": ["--epochs", "1", "--progress", "false", "--tensorboard", "false"],
+        "evaluate": ["--bounds", "[elbo]"],
+        "impute": ["--samples", "2"],
+        "forecast": ["--samples", "2"],
+        "report": ["--samples", "2", "--sequences", "1"],
+    }
+    for command, *arguments in commands(page):
+        if not any("pm25" in argument for argument in arguments):  # whose data do not ship
+            assert cli.main([command, *arguments, *smaller[command]]) == 0, capsys.readouterr().err
+    scope: dict[str, object] = {}
+    exec(compile(python, "own_data.md", "exec"), scope)
+    assert scope["celsius"].shape == (1, 6)
+    assert (scope["band"][0] < scope["band"][1]).all()
+    assert -20 < scope["expected"][0, 0] < 50
 
 
 def test_links_between_pages_lead_somewhere():
