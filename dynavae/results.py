@@ -14,6 +14,7 @@ from dynavae.files import replacing
 
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 MAX_ROWS = 5_000_000
+BLOCK = 100_000  # rows at a time
 
 
 def to_units(splits: DataSplits, x: np.ndarray) -> np.ndarray:
@@ -59,14 +60,16 @@ def write_table(
         writer = csv.writer(file)
         writer.writerow(["id", "time", "column", *values])
         said: set[tuple[str, str, str]] = set()
-        for b, t, d in index.tolist():
+        rows = (row for i in range(0, len(index), BLOCK) for row in index[i : i + BLOCK].tolist())
+        for b, t, d in rows:
             frame = t + (first[b] if first is not None else 0)
             identity, start = origins[b]
             time = schema.time(start, frame) if schema else str(frame)
             key = (identity, time, labels[d])
-            if once and key in said:
-                continue
-            said.add(key)
+            if once:
+                if key in said:
+                    continue
+                said.add(key)
             cells = [f"{v[b, t, d]:.6g}" if np.isfinite(v[b, t, d]) else "" for v in values.values()]
             writer.writerow([*key, *cells])
 

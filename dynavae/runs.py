@@ -107,13 +107,27 @@ class Run:
         if "schema" in recorded and "schema" in known:
             options["schema"] = self.schema
             options.pop("standardize", None)
-        elif not own and "standardize" in known:
-            options["standardize"] = False
+        elif not own and "standardize" in known:  # a set known by name has its own scaling, or none
+            options["standardize"] = self.schema is not None and self.schema.standardized
         if (whole or not own) and "whole" in known:
             options["whole"] = True
         if not own and "kind" in known:
             options["kind"] = recorded.get("kind")
         splits = datasets.load(source, **options)
+        parts = {
+            s: f"{len(splits.split(s))} sequences, {splits.split(s).frames} frames" for s in splits.available
+        }
+        if own and not whole and recorded.get("splits", parts) != parts:
+            print(
+                f"note: {source} is split otherwise than when this run was fitted ({parts}, before {recorded['splits']}): "
+                "what is scored as test may have been trained on.",
+                file=sys.stderr,
+            )
+        if not own and splits.schema is not None and self.schema is not None and splits.schema != self.schema:
+            print(
+                f"note: columns, grid or scaling of {source} are not those of {self.directory}.",
+                file=sys.stderr,
+            )
         if not own and splits.schema is not None and "schema" not in recorded:
             print(
                 f"note: {self.directory} says nothing of a scaling of its data, so the values of {source} are taken as they "

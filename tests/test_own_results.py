@@ -15,7 +15,9 @@ import torch
 import dynavae
 from dynavae import cli
 from dynavae.commands import prediction
-from dynavae.data import Schema, load
+from dynavae import data as datasets
+from dynavae.data import DataSplits, Schema, load
+from dynavae.data.grid import infer_step
 from dynavae.data.own import _with_values
 from dynavae.runs import Run
 
@@ -68,6 +70,26 @@ def test_fine_times_keep_all_windows_and_all_rows(tmp_path, capsys, start, step)
     assert [r["time"] for r in rows_of(f"{out}/imputed.csv")] == [t for t in times[4::10] for _ in "ab"]
 
 
+HOURS = 3600.0 * np.arange(1000)
+
+
+@pytest.mark.parametrize(
+    ("times", "step"),
+    [
+        (HOURS + 360 * (np.arange(1000) >= 500), 3600.0),  # a clock set forward by 6 minutes
+        (HOURS - 1440 * (np.arange(1000) >= 500), 3600.0),
+        (HOURS + 87900 * (np.arange(1000) >= 300), 3600.0),  # a day of silence, then 25 minutes late
+        (1714521600.0 + np.round(0.1 * np.arange(1000), 1), 0.1),
+        (
+            1714521600.0 + np.arange(200_000) / 30,
+            0.03333333333,
+        ),  # the nominal step would drift by a frame in an hour
+    ],
+)
+def test_the_step_is_that_of_the_clock(times, step):
+    assert infer_step([times], "a", "seconds") == step
+
+
 # --- gaps ---------------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +110,19 @@ def test_an_outage_longer_than_a_window_is_filled(tmp_path, capsys):
     filled = rows_of(f"{out}/imputed.csv")
     assert [(r["id"], r["time"]) for r in filled] == [("n", str(t)) for t in silent]
     assert all(math.isfinite(float(r["mean"])) for r in filled)
+
+
+def test_every_gap_of_a_table_with_its_own_splits_is_filled(tmp_path, capsys):
+    silent = range(10, 35)  # in train, longer than a window
+    rows = [
+        f"{t},{'' if t in silent else f'{math.sin(t):.3f}'},{'train' if t < 60 else 'valid' if t < 70 else 'test'}"
+        for t in range(80)
+    ]
+    path = write(tmp_path / "air.csv", ["t,a,part", *rows])
+    out = run_of(path, tmp_path / "run", "--window", "8", "--stride", "4", "--split_column", "part")
+    assert cli.main(["impute", out, "--split", "all", "--samples", "5"]) == 0
+    capsys.readouterr()
+    assert [r["time"] for r in rows_of(f"{out}/imputed.csv")] == [str(t) for t in silent]
 
 
 def test_samples_are_drawn_in_portions(tmp_path, capsys, monkeypatch):
@@ -145,6 +180,15 @@ def test_forecasts_follow_the_controls_that_the_file_has(tmp_path, capsys):
     assert "reach 10 frames beyond its last value" in capsys.readouterr().err
 
 
+def test_controls_to_come_do_not_count_as_a_share(tmp_path):
+    rows = [*(f"{t},{t % 5},1" for t in range(100)), *(f"{t},,1" for t in range(100, 160))]
+    splits = load(write(tmp_path / "a.csv", ["t,a,u", *rows]), controls=["u"])
+    assert [splits.split(s).frames for s in ("train", "valid", "test")] == [80, 10, 70]
+    assert np.isnan(splits.test.x[0][10:]).all()
+    alone = load(tmp_path / "a.csv", controls=["u"], valid=0, test=0)
+    assert alone.train.frames == 160
+
+
 # --- scaling ------------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +219,28 @@ def test_a_model_without_a_record_of_scaling_takes_values_as_they_are(tmp_path, 
     data = Run.open(tmp_path / "model", exported=True).data(path)
     assert data.test.x[0][:3, 0].tolist() == [100, 101, 102]
     assert "says nothing of a scaling" in capsys.readouterr().err
+
+
+def test_a_set_known_by_name_keeps_its_scaling(tmp_path, monkeypatch):
+    """Its loader takes no schema, only whether to scale."""
+
+    def load_named(*, standardize: bool = True) -> DataSplits:
+        schema = Schema(("a",)).fitted([np.array([[90.0], [110.0]])]) if standardize else Schema(("a",))
+        x = [schema.standardise(np.array([[100.0], [120.0]]))]
+        return DataSplits("named", test=datasets.SequenceDataset(x), meta={"schema": schema.to_dict()})
+
+    monkeypatch.setitem(datasets.DATASETS, "named", load_named)
+    model, schema = dynavae.LGSSM(x_dim=1, z_dim=2), load("named").schema
+    scaled = model.save_pretrained(tmp_path / "scaled", extra={"schema": schema.to_dict(), "kind": "real"})
+    plain = model.save_pretrained(tmp_path / "plain")
+    assert Run.open(scaled, exported=True).data("named").test.x[0][:, 0].tolist() == [0, 2]
+    assert Run.open(plain, exported=True).data("named").test.x[0][:, 0].tolist() == [100, 120]
+
+
+def test_new_splits_of_old_sets_leave_them_their_scaling(tmp_path):
+    splits = load(write(tmp_path / "a.csv", ["t,a", *(f"{t},{100 + t % 7}" for t in range(60))]), window=10)
+    some = DataSplits("some", train=splits.train)
+    assert some.train.about == {"kind": "real", "schema": splits.meta["schema"]}
 
 
 # --- the score of a forecast --------------------------------------------------------------------------------------

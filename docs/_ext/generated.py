@@ -166,7 +166,9 @@ def growth() -> str:
     rows = []
     for name in dict.fromkeys(r["grows"] for r in own):
         cells = [
-            f"{r[name]}: {r['fast_ms']:.0f} ms, {r['peak_mb']:.0f} MB" for r in own if r["grows"] == name
+            f"{r[name]}: {r['fast_ms']:.0f} ms" + (f", {r['peak_mb']:.0f} MB" if "peak_mb" in r else "")
+            for r in own
+            if r["grows"] == name
         ]
         rows.append([name, ", ".join(cells)])
     return markdown(("grows", "training step of a VRNN, from batch 32, 100 steps, 1 particle, h 128"), rows)

@@ -40,17 +40,16 @@ def _refined(times: list[NDArray[np.float64]], step: float) -> float:
     resolution = 2 * float(np.spacing(max(float(np.abs(t).max()) for t in times)))
     held = max(0, math.floor(-math.log10(resolution)))  # decimals
     nominal = float(f"{round(step, held):.10g}") or step
-    frames, span = 0.0, 0.0
-    for t in times:
-        gaps = np.diff(np.unique(t))
-        frames, span = frames + float(np.round(gaps / step).sum()), span + float(gaps.sum())
-    mean = float(f"{span / frames:.10g}")
+    gaps = np.concatenate([np.diff(np.unique(t)) for t in times])
+    count = np.round(gaps / step)
+    regular = np.abs(gaps / step - count) <= TOLERANCE  # not those where a clock was set
+    mean = float(f"{gaps[regular].sum() / count[regular].sum():.10g}")
 
     def off(s: float) -> float:
         ratio = np.concatenate([(t - t.min()) / s for t in times])
         return float(np.abs(ratio - np.round(ratio)).max())
 
-    return mean if off(nominal) > off(mean) + TOLERANCE / 2 else nominal
+    return mean if off(mean) <= TOLERANCE < off(nominal) else nominal
 
 
 def is_regular(times: list[NDArray[np.float64]], step: float) -> bool:

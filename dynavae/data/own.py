@@ -92,7 +92,7 @@ def load_table(
         kind: "binary", "real", "categorical" or "power"; by default "binary" if the only values are 0 and 1.
         name: of the data set; the file's name by default.
         schema: columns, grid and scaling of an earlier table, to be used again.
-        whole: everything that the table does not assign to a split itself becomes "test".
+        whole: everything that the table does not assign to a split itself becomes "test", and no frame is left out of train.
 
     Raises:
         FileNotFoundError: no such file.
@@ -137,7 +137,7 @@ def load_table(
     if schema is None:
         train = [p for p in parts if p.split == "train"] or parts
         base = base.fitted([p.x for p in train], [p.control for p in train] if controls else None, scale)  # type: ignore[misc]
-    sets, rows = _datasets(parts, base, window, stride)
+    sets, rows = _datasets(parts, base, window, stride, whole)
     step_text = f"{base.step:g} {base.unit}" if base.time_column else "rows in order"
     meta: dict[str, Any] = {
         "schema": base.to_dict(), "rows": rows, "x_names": list(columns), "split": how, "step": step_text,
@@ -230,12 +230,18 @@ def _split(
         return [parts[i]._replace(split=s) for s in SPLITS for i in index[s]], f"by sequence, seed {seed}"
     out = []
     for part in parts:
-        n = len(part.x)
+        n = (
+            int(np.flatnonzero(~np.isnan(part.x).all(1))[-1]) + 1
+        )  # what comes after it are inputs of the future
         b = n - round(test * n)
         a = b - round(valid * n)
-        for split, (start, end) in zip(SPLITS, ((0, a), (a, b), (b, n)), strict=True):
-            if end > start and not np.isnan(part.x[start:end]).all():
-                out.append(part.cut(start, end, step, split))
+        spans = [
+            (split, start, end)
+            for split, start, end in zip(SPLITS, (0, a, b), (a, b, n), strict=True)
+            if not np.isnan(part.x[start:end]).all()
+        ]
+        for split, start, end in spans:
+            out.append(part.cut(start, len(part.x) if end == n else end, step, split))
     if not any(p.split == "train" for p in out):
         raise ValueError(
             f"{where} is too short to split: nothing is left to train on with valid={valid}, test={test}."
@@ -255,7 +261,7 @@ def _with_values(x: NDArray[np.float64], spans: list[tuple[int, int]]) -> list[t
 
 
 def _datasets(
-    parts: list[Part], schema: Schema, window: int | None, stride: int | None
+    parts: list[Part], schema: Schema, window: int | None, stride: int | None, whole: bool
 ) -> tuple[dict[str, SequenceDataset], dict[str, dict[str, list[Any]]]]:
     """Scaled data sets in windows, and for each sequence its id and the time it starts."""
     windows(1, window, stride)  # refuses what makes no sense
@@ -263,9 +269,10 @@ def _datasets(
     for split in SPLITS:
         pieces: dict[str, Part] = {}
         for part in (p for p in parts if p.split == split):
-            spans = windows(len(part.x), window, stride if split == "train" else None)
-            if split != "train":
-                spans = _with_values(part.x, spans)
+            if split == "train" and not whole:
+                spans = windows(len(part.x), window, stride)
+            else:  # every frame once
+                spans = _with_values(part.x, windows(len(part.x), window))
             for a, b in spans:
                 if np.isnan(part.x[a:b]).all():
                     continue

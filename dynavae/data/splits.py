@@ -59,9 +59,9 @@ class DataSplits:
             if len(set(sizes.values())) > 1:
                 found = ", ".join(f"{name} {size}" for name, size in sizes.items())
                 raise ValueError(f"all splits of {self.name!r} should have the same {what}; got {found}.")
-        for name in self.available:
+        for name in self.available:  # a scaling that a set has stays, where these splits know of none
             schema = {"schema": self.meta["schema"]} if "schema" in self.meta else {}
-            self.split(name).about = {"kind": self.kind, **schema}
+            self.split(name).about = {**self.split(name).about, "kind": self.kind, **schema}
 
     @property
     def available(self) -> tuple[str, ...]:
