@@ -216,17 +216,8 @@ def main() -> int:
             }  # fmt: skip
             shown = ("data", "model", "mae", "crps", "coverage_90", "mae_at", "best_epoch", "seconds")
             print({k: record[k] for k in shown if k in record}, flush=True)
-            save(arguments.out, record)
+            base.save(arguments.out, record)
     return 0
-
-
-def save(path: Path, record: dict[str, Any]) -> None:
-    """Replace the record of this set, method and seed."""
-    old = json.loads(path.read_text()) if path.is_file() else []
-    key = record["data"], record["model"], record["seed"]
-    kept = [r for r in old if (r["data"], r["model"], r["seed"]) != key]
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps([*kept, record], indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -410,17 +410,17 @@ def main() -> int:
             }  # fmt: skip
             shown = ("data", "model", "mae", "crps", "coverage_90", "best_epoch", "seconds")
             print({k: record[k] for k in shown if k in record}, flush=True)
-            _save(record)
+            save(RESULTS, record)
     return 0
 
 
-def _save(record: dict[str, Any]) -> None:
+def save(path: Path, record: dict[str, Any]) -> None:
     """Replace the record of this set, method and seed."""
-    old = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    old = json.loads(path.read_text()) if path.is_file() else []
     key = record["data"], record["model"], record["seed"]
     kept = [r for r in old if (r["data"], r["model"], r["seed"]) != key]
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([*kept, record], indent=1, ensure_ascii=False) + "\n")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps([*kept, record], indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

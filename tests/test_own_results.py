@@ -14,8 +14,8 @@ import torch
 
 import dynavae
 from dynavae import cli
-from dynavae.commands import prediction
 from dynavae import data as datasets
+from dynavae.commands import prediction
 from dynavae.data import DataSplits, Schema, load
 from dynavae.data.grid import infer_step
 from dynavae.data.own import _with_values
