@@ -65,7 +65,7 @@ def zoo() -> str:
 
 def imputation() -> str:
     """The error of filled gaps on real data."""
-    return _errors("imputation.json", ("hidden", "hidden_share", "hidden_values", "selection"))
+    return _errors("imputation.json", ("hidden", "hidden_share", "hidden_values"))
 
 
 def forecast() -> str:
