@@ -159,14 +159,14 @@ class Memory(nn.Module):
             return self._fold(u, m, valid)
         flat = u.reshape(len(u), -1, u.shape[-1])
         lead = u.shape[1:-1]
-        states = tuple(
+        states = [
             torch.stack([layer[j].expand(*lead, -1).reshape(-1, self.out_dim) for layer in m])
             for j in range(self.parts)
-        )
+        ]
+        if flat.is_cuda:
+            flat, *states = (a.to(self.rnn.weight_hh_l0.dtype) for a in (flat, *states))
         with self._in_full(flat):
-            full = self.rnn.weight_hh_l0.dtype if flat.is_cuda else flat.dtype
-            states = tuple(part.to(full) for part in states)
-            out, last = self.rnn(flat.to(full), states if self.cell == "lstm" else states[0])
+            out, last = self.rnn(flat, tuple(states) if self.cell == "lstm" else states[0])
         last = last if self.cell == "lstm" else (last,)
         state = tuple(
             tuple(part[i].reshape(*lead, self.out_dim) for part in last) for i in range(self.layers)
