@@ -57,12 +57,14 @@ class WeightAverage:
         """Take the weights after one more update into the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in self.model.state_dict().items():
-            average = self._average[name] = self._average[name].to(value.device)
-            if value.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+        values = self.model.state_dict()
+        self._average = {name: self._average[name].to(value.device) for name, value in values.items()}
+        floating = [name for name, value in values.items() if value.is_floating_point()]
+        torch._foreach_lerp_(  # one kernel on a GPU
+            [self._average[name] for name in floating], [values[name] for name in floating], 1 - decay
+        )
+        for name in values.keys() - set(floating):
+            self._average[name].copy_(values[name])
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -8,7 +8,7 @@ left out can leak into a number or a gradient afterwards.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,30 +107,51 @@ class Sequences:
     @property
     def frames(self) -> int:
         """Frames of all sequences together, padding not counted."""
-        return int(self.lengths.sum())
+        return self._known("frames", lambda: int(self.lengths.sum()))
+
+    @property
+    def longest(self) -> int:
+        """Frames of the longest sequence; T may be more."""
+        return self._known("longest", lambda: int(self.lengths.max()))
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a sequence is shorter than T."""
+        return self._known("ragged", lambda: bool((self.lengths < self.steps).any()))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every value of every sequence was seen (padding aside)."""
+
+        def look() -> bool:
+            seen = (
+                self.observed.flatten(2).view(torch.uint8).amin(-1).bool()
+            )  # `all` takes seven times as long
+            return bool((seen | ~self.valid).all())
+
+        return self._known("complete", look)
+
+    def _known(self, name: str, look: Callable[[], Any]) -> Any:
+        """What was found on the CPU before the sequences were moved; a GPU would have to finish its work to answer."""
+        return vars(self)["_facts"][name] if "_facts" in vars(self) else look()
 
     @property
     def valid(self) -> Bool[Tensor, "B T"]:
         """True at the frames of each sequence, False at padding."""
         return torch.arange(self.steps, device=self.x.device) < self.lengths[:, None]
 
-    @property
-    def complete(self) -> bool:
-        """Whether every value of every sequence was seen (padding aside)."""
-        seen = self.observed.flatten(2).view(torch.uint8).amin(-1).bool()  # `all` takes seven times as long
-        return bool((seen | ~self.valid).all())
-
     def __len__(self) -> int:
         return len(self.x)
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Sequences:
         """Some of the sequences, padded to the longest of them."""
-        rows = torch.arange(len(self), device=self.x.device)[index].reshape(-1)
+        rows = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index].reshape(-1)
         if len(rows) == 0:
             raise ValueError(f"the selection {index!r} leaves none of the {len(self)} sequences.")
+        names = tuple(self.names[i] for i in rows.tolist()) if self.names else ()
+        rows = rows.to(self.x.device)
         lengths = self.lengths[rows]
         steps = int(lengths.max())
-        names = tuple(self.names[i] for i in rows.tolist()) if self.names else ()
         u = None if self.control is None else self.control[rows, :steps]
         return Sequences(self.x[rows, :steps], self.observed[rows, :steps], lengths, u, names)
 
@@ -141,7 +162,10 @@ class Sequences:
         """Move to a device or a floating type, as `Tensor.to`."""
         x = self.x.to(*args, **kwargs)
         u = None if self.control is None else self.control.to(*args, **kwargs)
-        return Sequences(x, self.observed.to(x.device), self.lengths.to(x.device), u, self.names)
+        moved = Sequences(x, self.observed.to(x.device), self.lengths.to(x.device), u, self.names)
+        if self.x.is_cpu and not x.is_cpu:
+            vars(moved)["_facts"] = {n: getattr(self, n) for n in ("frames", "longest", "ragged", "complete")}
+        return moved
 
     def hide(self, hidden: Bool[Tensor, "B T *x_shape"]) -> Sequences:
         """The same sequences with more values missing, where `hidden` is True."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -167,7 +168,9 @@ class Recorder(Checkpoint):
         the first epoch after it replaces them.
         """
         settled = not learner.loss.scheduled_sampling or row["epoch"] >= learner.loss.sampling_ramp[1]
-        better = not self.best or row[METRIC] < self.best[METRIC] or (settled and not self.best_settled)
+        before = self.best.get(METRIC, math.nan)
+        better = row[METRIC] < before or (math.isnan(before) and not (self.best and math.isnan(row[METRIC])))
+        better = better or (settled and not self.best_settled)
         if better:
             self.best, self.best_settled, self.waited = dict(row), settled, 0
             self.weights = {name: value.detach().cpu().clone() for name, value in learner.weights().items()}

@@ -66,6 +66,10 @@ class ClosedForms:
         """Move the parameters to the greatest expected log-likelihood, given the sums over all data."""
         raise TypeError(f"{type(self).__name__} has no closed-form EM.")
 
+    def em_log_prior(self) -> float:
+        """log p(parameters) up to a constant, nats: `maximisation` raises log p(x) plus this."""
+        return 0.0
+
     def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:
         """Start from data, (T, x_dim) values and masks of each sequence; False: the parameters were left as they are."""
         return False

@@ -58,7 +58,7 @@ class Iteration:
     """The expectation of an iteration, batch by batch, of a fit that may share batches with other processes, and resume."""
 
     def __init__(self) -> None:
-        self._sums: Any = None  # of this process so far; a list of its tensors, from a checkpoint
+        self._sums: Any = None  # of this process so far; a list of tensors, from a checkpoint
 
     def add(self, model: SequentialLVM, batch: Batch) -> float:
         """Take in a batch; returns its log p(x) in nats."""
@@ -76,8 +76,10 @@ class Iteration:
         self._sums = None
 
     def state(self) -> list[Tensor] | None:
-        """What a checkpoint within an iteration has to hold."""
-        return self._sums if self._sums is None or isinstance(self._sums, list) else tree.leaves(self._sums)
+        """What a checkpoint within an iteration has to hold: the sums of all processes, which all come here."""
+        mine = self._sums if self._sums is None or isinstance(self._sums, list) else tree.leaves(self._sums)
+        found = [part for part in gathered(mine and [a.cpu() for a in mine]) if part is not None]
+        return [torch.stack(parts).sum(0) for parts in zip(*found, strict=True)] if found else None
 
     def restore(self, state: list[Tensor] | None) -> None:
         self._sums = state
@@ -106,7 +108,7 @@ def choose_start(model: SequentialLVM, data: Any, starts: int = 1, seed: int = 0
         seed: of the first.
 
     Returns:
-        log p(x) of the best of several, in nats; None if there was no choice.
+        log p(x) of the best of several, in nats, with its log-prior if EM has one; None if there was no choice.
 
     Raises:
         ValueError: several starts of a model that has none of its own.
@@ -129,7 +131,7 @@ def choose_start(model: SequentialLVM, data: Any, starts: int = 1, seed: int = 0
         for _ in range(TRIAL):
             step(model, [whole])
         with torch.no_grad():
-            found = float(model.exact_log_likelihood(whole).sum())
+            found = float(model.exact_log_likelihood(whole).sum()) + model.em_log_prior()
         if found > best:
             best, weights = found, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(weights)
@@ -224,7 +226,8 @@ def fit_em(
 ) -> FitResult:
     """Fit a model by EM, in place: :func:`dynavae.fit` with `objective="em"`.
 
-    Each iteration raises log p(x) of the training data, or leaves it as it is; there is no learning rate.
+    Each iteration raises log p(x) of the training data, or leaves it as it is; there is no learning rate. With a prior of
+    the parameters (`HMM(pseudo_count=...)`) it raises log p(x) plus the log of that prior, which `tolerance` goes by.
 
     Args:
         model: that has an M-step: LGSSM, HMM, GMM, PPCA, FactorAnalysis (with an emission that has one).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -63,7 +64,8 @@ class Learner(LightningModule):
     Logged, in nats per frame, lower is better: ``train/loss`` (what is minimised), ``train/nats_per_frame``
     (minus the bound at weight 1), ``train/kl_per_frame``, ``train/reconstruction_per_frame`` (minus
     E log p(x | z)), the same under ``valid/`` (in evaluation mode, noise fixed per sequence, total nats / total
-    frames: what :func:`dynavae.score` reports; "renyi" is validated by IWAE), ``valid/active_units``,
+    frames: what :func:`dynavae.score` reports, with `kl="sample"` for discrete latents; "renyi" is validated by IWAE),
+    ``valid/active_units``,
     ``kl_weight``, ``lr``, ``grad_norm`` (before clipping, mean over updates), ``frames_per_second``. The attribute
     `kl_dim` is the KL of each latent coordinate on the validation set; `watch` says when training goes wrong.
 
@@ -138,7 +140,8 @@ class Learner(LightningModule):
         self.tolerance, self.starts = tolerance, starts
         self._toward: Any = None  # where the natural gradient of a conjugate factor leads
         self.iteration = Iteration()
-        self._nats_before = math.inf  # per frame, of the iteration before
+        self._nats_before = math.inf  # per frame, of the iteration before, with the prior of the parameters
+        self._log_prior = 0.0
         self.summary: Row = {}
         """What was logged in the last epoch."""
         self.kl_dim: Tensor | None = None
@@ -181,6 +184,9 @@ class Learner(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._train, self._started, self._elapsed = Totals(), 0.0, 0.0
+        self._log_prior = (
+            self.model.em_log_prior() if self.by_em else 0.0
+        )  # at the parameters of the expectation
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if not self._started:
@@ -212,20 +218,24 @@ class Learner(LightningModule):
             self._toward = self._expect(batch)
         parts = together(self.loss.parts(batch.sequences, epoch, seed, batch.share), batch.share, self.device)
         loss = None
-        if not self.loss.truncate:
-            for part in parts:
-                loss = part.loss
-                self._train.add(**part.sums)
-        else:
-            optimizer.zero_grad()  # type: ignore[union-attr]
-            for part in parts:
-                self.manual_backward(part.loss)
-                self._train.add(**part.sums)
-            optimizer.step()  # type: ignore[union-attr]
+        with self._full_precision(self.model.full_precision):
+            if not self.loss.truncate:
+                for part in parts:
+                    loss = part.loss
+                    self._train.add(**part.sums)
+            else:
+                optimizer.zero_grad()  # type: ignore[union-attr]
+                for part in parts:
+                    self.manual_backward(part.loss)
+                    self._train.add(**part.sums)
+                optimizer.step()  # type: ignore[union-attr]
         self._train.add(batch.frames)
         if batch.frames:
             self.watch.begin(nats=self._train.per_frame("nats"))
         return loss
+
+    def _full_precision(self, on: bool = True) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, enabled=False) if on else contextlib.nullcontext()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradient, or report that it is not finite before it spoils the weights."""
@@ -287,7 +297,7 @@ class Learner(LightningModule):
             key = "loss" if name == "loss" else f"{name}_per_frame"
             self.summary[f"train/{key}"] = totals.per_frame(name)
         if self.by_em:
-            nats = totals.per_frame("nats")
+            nats = totals.per_frame("nats") - self._log_prior / totals.frames
             if self.tolerance is not None and self._nats_before - nats < self.tolerance:
                 self.trainer.should_stop = True
             self._nats_before = nats
@@ -306,6 +316,7 @@ class Learner(LightningModule):
             "elapsed": self._elapsed,
             "watch": self.watch.state_dict(),
             "nats_before": self._nats_before,
+            "log_prior": self._log_prior,
             "statistics": self.iteration.state(),
         }
         if self.average is not None:
@@ -317,8 +328,8 @@ class Learner(LightningModule):
         if rank() == 0:  # the sums of all processes
             self._train.add(state["frames"], **state["sums"])
         self.watch.load_state_dict(state["watch"])
-        self._nats_before = state["nats_before"]
-        self.iteration.restore(state["statistics"])
+        self._nats_before, self._log_prior = state["nats_before"], state["log_prior"]
+        self.iteration.restore(state["statistics"] if rank() == 0 else None)  # the sums of all processes
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
 
@@ -330,7 +341,7 @@ class Learner(LightningModule):
             self.average.swap()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        with torch.autocast(self.device.type, enabled=False):  # a bound to report: in full precision
+        with self._full_precision():  # a bound to report
             self.loss.evaluate(batch, self._valid, self.seed)
 
     def on_validation_epoch_end(self) -> None:

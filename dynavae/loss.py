@@ -118,6 +118,8 @@ class Loss:
             kl_warmup=kl_warmup,
             kl_start=kl_start,
             free_bits=free_bits,
+            alpha=alpha,
+            resample_threshold=resample_threshold,
             scheduled_sampling=scheduled_sampling,
             truncate=truncate,
             hide_rate=hide_rate,

@@ -99,6 +99,7 @@ class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see :class:`~dynavae.closed_forms.ClosedForms`.
+        full_precision: nothing but algebra of covariances and counts; training leaves autocast out.
         conjugate: global parameters have a conjugate factor, moved by natural gradients; see `natural_step`.
         closed_form_em: `expectation` and `maximisation` fit it by EM; it may depend on options, then `__init__` sets it.
 
@@ -114,6 +115,7 @@ class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
     per_step_likelihood: bool = True
     discrete_latent: bool = False
     exact: bool = False
+    full_precision: bool = False
     conjugate: bool = False
     closed_form_em: bool = False
     variants: ClassVar[dict[str, dict[str, Any]]] = {}

@@ -20,6 +20,8 @@ def check(
     kl_warmup: Real,
     kl_start: Real,
     free_bits: Real,
+    alpha: Real,
+    resample_threshold: Real,
     scheduled_sampling: Real,
     truncate: int | None,
     hide_rate: Real,
@@ -59,6 +61,14 @@ def check(
         )
     if truncate is not None:
         at_least("truncate", truncate, 1)
+    for name, value, default, by, used in (
+        ("alpha", alpha, 0, "objective='renyi'", objective == "renyi"),
+        ("resample_threshold", resample_threshold, 0.5, "objective='fivo'", objective == "fivo"),
+        ("hide", hide, "frames", "a hide_rate above 0", hide_rate > 0),
+        ("score_hidden", score_hidden, False, "a hide_rate above 0", hide_rate > 0),
+    ):
+        if value != default and not used:
+            raise ValueError(f"{name}={value!r} does nothing without {by}: set it, or leave {name} out.")
     if free_bits and (objective != "elbo" or kl == "sample"):
         raise ValueError("free_bits needs objective='elbo' with an analytic KL: it is a floor on that KL.")
     if objective == "fivo" and (beta != 1 or kl_warmup):

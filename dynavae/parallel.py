@@ -135,9 +135,9 @@ def together(parts: Iterator[P], share: Share | None, device: torch.device) -> I
             part = next(parts, None)
         except FloatingPointError as error:
             trouble = str(error)
+        if part is None and not trouble:  # all processes have as many
+            return
         trouble = trouble if share is None else trouble_anywhere(trouble, device)
         if trouble:
             raise FloatingPointError(trouble)
-        if part is None:
-            return
         yield part

@@ -69,7 +69,7 @@ class Plan:
         self.x = batch.x.flatten(2).transpose(0, 1)
         self.control = None if batch.control is None else batch.control.transpose(0, 1)
         self.valid = batch.valid.T
-        self.ragged = not bool(self.valid.all())
+        self.ragged = batch.ragged
         observed = batch.observed.flatten(2).transpose(0, 1)
         complete = batch.complete
         self.observed = None if complete else observed
@@ -92,9 +92,16 @@ class Plan:
         if not model.causal or bridging:
             informed = informed.flip(0).cummax(0).values.flip(0)
         self.any_seen = seen.any(0)  # (B,)
-        self.informed_any = (informed & self.valid).any(1).tolist()
+        # The inference networks read each sequence to its last frame with something to see, not the emptiness after it (B,).
+        t = torch.arange(1, self.T + 1, device=seen.device).unsqueeze(-1)
+        self.seen_until = self.lengths.clamp(min=1) if complete else torch.where(seen, t, 1).amax(0)
         self.informed = informed | ~self.valid
-        self.informed_all = self.informed.all(1).tolist()
+        if complete:
+            self.informed_any = [t < batch.longest for t in range(self.T)]
+            self.informed_all = [True] * self.T
+        else:
+            self.informed_any = (informed & self.valid).any(1).tolist()
+            self.informed_all = self.informed.all(1).tolist()
         if not isinstance(propose, Amortized):
             self.informed_any, self.informed_all = [True] * self.T, [True] * self.T
         # Nothing but q(z_t | z_<t, x_1:T) and its recursion has to happen within the loop.
@@ -106,7 +113,7 @@ class Plan:
             and all(self.informed_all)
             and not (carry and self.ragged)
         )
-        across = bridging and not bool((seen | ~self.valid).all())  # then q reads z_<t
+        across = bridging and not complete and not bool((seen | ~self.valid).all())  # then q reads z_<t
         self.all_at_once = self.standard and bool(model.mean_field) and not across
         self.prior_in_loop = (
             not fast

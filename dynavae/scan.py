@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dynavae import tree
 from dynavae.batch import Sequences
-from dynavae.distributions import REPARAMETERIZED, MultivariateNormal, at, expand, sample_at
+from dynavae.distributions import REPARAMETERIZED, at, completed, completed_frames, expand, sample_at
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise, draw
 from dynavae.plan import Compile, Plan
@@ -48,8 +48,10 @@ def scan(
 ) -> Trajectory:
     """Run a model over time.
 
-    An unobserved x_t that the recursion reads is drawn from p(x_t | .), so every bound stays a bound on the
-    likelihood of the observed values; z_t comes from the prior where its posterior has nothing to read.
+    An unobserved x_t that the recursion reads is drawn from p(x_t | .), given what was observed of the same frame, so every
+    bound stays a bound on the likelihood of the observed values; z_t comes from the prior where its posterior has nothing to
+    read. Where such a draw has no pathwise gradient (discrete emissions, mixtures) it is taken as given: values are those
+    of the bound, gradients leave out how the draw depends on the parameters.
 
     Args:
         batch: the sequences; unobserved values are hidden before anything else is computed.
@@ -122,7 +124,7 @@ class _Run(Plan):
             v = tree.stack([model.recognition(f) for f in frames])
         self.c, self.c_last = model.past_x.before(self.u, None if state is None else state.c, keep, self.fast)
         g, self.g_last = model.seen_x.run(v, None if state is None else state.g, keep, self.fast)
-        evidence = Evidence(frame, self.u, self.c, g, self.lengths, None)
+        evidence = Evidence(frame, self.u, self.c, g, self.seen_until, None)
         self._draw_static(evidence)
         needs_evidence = isinstance(self.propose, Amortized) and any(self.informed_any)
         self.e = model.evidence(evidence._replace(w=self.w)) if needs_evidence else None
@@ -217,16 +219,8 @@ class _Run(Plan):
         self.h, self.m, self.log_w, self.w_last = h, m, log_w, w
 
     def _fill(self, x: Tensor, given: Tensor, p_x: Any, noise: Tensor | None) -> Tensor:
-        if self.feedback == "mean":
-            drawn = p_x.mean
-        elif isinstance(p_x, MultivariateNormal) and not self.free:
-            assert noise is not None
-            drawn = p_x.complete(x, given, noise)
-        else:
-            drawn = p_x.sample(noise)
-        if self.free or not isinstance(p_x, REPARAMETERIZED):
-            drawn = drawn.detach()
-        return torch.where(given, x, drawn)
+        filled = completed(p_x, x, given, None if self.feedback == "mean" else noise)
+        return filled.detach() if self.free or not isinstance(p_x, REPARAMETERIZED) else filled
 
     def _held(self, valid: Tensor, new: Any, old: Any) -> Any:
         """After a sequence's end its state stays, if someone will ask for it."""
@@ -245,7 +239,7 @@ class _Run(Plan):
         more = valid if self.carry else t + 1 < self.lengths
         due = resample.due(log_w) & more
         stay = torch.arange(self.K, device=log_w.device).unsqueeze(-1).expand(-1, self.B)
-        if not bool(due.any()):
+        if due.is_cpu and not bool(due.any()):  # a GPU would have to finish its work to answer
             self.ancestors.append(stay)
             return log_w, None
         uniform = torch.special.ndtr(self.noise.resample[t])
@@ -353,10 +347,9 @@ class _Run(Plan):
             return torch.stack(self.xs)
         if not self.draw_x:
             return None
-        assert self.noise.x is not None
-        drawn = p_x.mean if self.feedback == "mean" else p_x.sample(self.noise.x)
-        drawn = drawn.expand(self.T, self.K, *drawn.shape[2:])
-        return torch.where(self.given.unsqueeze(1), self.x.unsqueeze(1), drawn)
+        noise = None if self.feedback == "mean" else self.noise.x
+        drawn = completed_frames(p_x, self.x.unsqueeze(1), self.given.unsqueeze(1), noise)
+        return drawn.expand(self.T, self.K, *drawn.shape[2:])
 
     def _state(self, trajectory: Trajectory) -> State:
         log_w = self.log_w

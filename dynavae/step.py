@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dynavae import tree
 from dynavae.closed_forms import ExactStep
-from dynavae.distributions import at, expand, sample_at
+from dynavae.distributions import at, completed, expand, sample_at
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.noise import Noise
 from dynavae.proposals import Amortized, Proposal
@@ -80,7 +80,7 @@ def advance(
     """
     lead = K, _ = state.log_w.shape
     observed, control, past_x = frame.observed, frame.control, model.past_x
-    reads = isinstance(propose, Amortized)
+    reads, own_evidence = isinstance(propose, Amortized), getattr(propose, "evidence", None)
     seen = None if observed is None else observed.any(-1)
     informed, anything = seen if reads else None, True
     if informed is not None and not traced:
@@ -94,19 +94,19 @@ def advance(
     c = past_x.read(m if drawn else state.c)
     u = model.features(frame)
     g, g_next = None, state.g
-    if reads:
+    if reads or own_evidence is not None:
         g, g_next = model.seen_x.run(_lift(model.recognition(frame)), state.g, fused=False)
 
     past = Past(c, state.h, control, None)
     prior = expand(model.prior(past), lead)
     past = past._replace(prior=prior)
-    if reads and anything:
-        lengths = torch.ones(lead[1], dtype=torch.long, device=frame.x.device)
-        read = past_x.read(state.c)
-        e = model.evidence(Evidence(_lift(frame), _lift(u), _lift(read), g, lengths, None))
-        q = propose(model, past, _drop(e), informed)
+    lengths = torch.ones(lead[1], dtype=torch.long, device=frame.x.device)
+    evidence = Evidence(_lift(frame), _lift(u), _lift(past_x.read(state.c)), g, lengths, None)
+    if reads:
+        q = propose(model, past, _drop(model.evidence(evidence)), informed) if anything else prior
     else:
-        q = prior if reads else propose(model, past, None, None)
+        e = None if own_evidence is None else _drop(own_evidence(model, evidence))
+        q = propose(model, past, e, None)
     own = q is not prior  # otherwise the weight is the likelihood alone
     z, q = sample_at(q, noise.z)
     present = Present(c, model.absorb(past, z), control, None)
@@ -123,7 +123,7 @@ def advance(
     # The recursion reads x_t, drawn where it is missing.
     u_t = u
     if drawing:
-        x_t = torch.where(observed, frame.x, likelihood.sample(noise.x))  # type: ignore[arg-type]
+        x_t = completed(likelihood, frame.x, observed, noise.x)  # type: ignore[arg-type]
         u_t = model.features(Frame(x_t, None, control))
     h = model.update(present, u_t)
     c_next = past_x.step(state.c, u)

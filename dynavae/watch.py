@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from dynavae.schedules import Real, Row
@@ -71,6 +72,7 @@ class Watch:
         for what, sentence in (
             ("collapse", self._collapse(row, settled)),
             ("divergence", self._lost(row, settled) or self._divergence(row, settled)),
+            ("validation", self._undefined(row)),
             ("gradient", self._gradient(row)),
             ("kl", self._kl(row, settled)),
         ):
@@ -98,9 +100,18 @@ class Watch:
             f"{FOR} epochs: training diverges. Try a lower learning rate, a smaller gradient_clip, or lr_warmup."
         )
 
+    def _undefined(self, row: Row) -> str:
+        nats = row.get("valid/nats_per_frame", 0.0)
+        if math.isfinite(nats):
+            return ""
+        return (
+            f"the validation bound is {nats}, though the training loss is finite: this epoch cannot be the best. Look for "
+            "values in the validation data far from those of training, or raise min_scale of the emission."
+        )
+
     def _divergence(self, row: Row, settled: Real) -> str:
         nats = row.get("valid/nats_per_frame")
-        if nats is None or row["epoch"] < settled:
+        if nats is None or not math.isfinite(nats) or row["epoch"] < settled:
             return ""
         if not self._best or nats < self._best["nats"]:
             self._best = {"nats": nats, "epoch": row["epoch"], "loss": row.get("train/loss", 0.0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 
@@ -368,6 +369,28 @@ def test_em_stops_when_it_gains_too_little():
     train = [row["train/nats_per_frame"] for row in result.history]
     assert len(train) < 500
     assert train[-2] - train[-1] < 1e-3 < train[-3] - train[-2]
+
+
+def test_a_prior_of_the_parameters_joins_what_rises():
+    """With pseudo-counts EM raises log p(x) plus the log-prior; log p(x) alone may fall, and is no reason to stop."""
+    x = torch.randn(3, 12, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.manual_seed(0)
+    model = HMM(1, 3, {"emission": "gaussian", "scale": "shared"}).double()
+    fit_em(model, x, iterations=30, progress=False)  # to a maximum of log p(x)
+    model.pseudo_count = 50.0
+    batch, rises, objective = Sequences.from_arrays(x), [], []
+    for _ in range(8):
+        objective.append(model.em_log_prior())
+        rises.append(em.step(model, [batch]))
+        objective[-1] += rises[-1]
+    assert rises[1] < rises[0]
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(objective))
+    torch.manual_seed(0)
+    model = HMM(1, 3, {"emission": "gaussian", "scale": "shared"}, pseudo_count=50.0).double()
+    result = fit_em(model, x, iterations=50, tolerance=1e-4, progress=False)
+    last = [r["train/nats_per_frame"] for r in result.history]
+    assert len(last) > 2
+    assert abs(last[-1] - last[-2]) < 1e-2  # it stopped where nothing moves
 
 
 def test_em_from_the_command_line(tmp_path, capsys):

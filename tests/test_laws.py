@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dynavae import DKF, MODELS, RVAE, SRNN, STORN, VAE, VRNN, Resampling, Sequences, objectives, scan
-from dynavae.distributions import Chain, Normal, Product
+from dynavae import DKF, DSAE, MODELS, RVAE, SRNN, STORN, VAE, VRNN, Resampling, Sequences, objectives, scan
+from dynavae.distributions import Chain, MultivariateNormal, Normal, Product
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import GaussianHead, Memory
 from dynavae.nn import memory as memory_module
 from dynavae.noise import draw
+from dynavae.plan import Plan
 from dynavae.testing import (
     LAWS,
     cases,
@@ -389,7 +390,34 @@ def test_keeping_hidden_values_is_caught(monkeypatch):
             self.x, self.observed & ~hidden, self.lengths, self.control, self.names
         ),
     )
+    read_on(monkeypatch)  # else nothing reads what is asked for after the last frame that was seen
     broken("forecast", lambda: small(DKF), "in the x to be forecast")
+
+
+def read_on(monkeypatch) -> None:
+    """Inference networks read to the end of each sequence, seen or not."""
+    init = Plan.__init__
+
+    def careless(self: Plan, *args: Any) -> None:
+        init(self, *args)
+        self.seen_until = self.lengths
+
+    monkeypatch.setattr(Plan, "__init__", careless)
+
+
+@pytest.mark.parametrize("cls", [DKF, DSAE, RVAE])
+def test_reading_what_is_asked_for_is_caught(cls, monkeypatch):
+    read_on(monkeypatch)
+    broken("padding", lambda: small(cls), "with 3 more frames to forecast")
+
+
+def test_drawing_without_the_rest_of_the_frame_is_caught(monkeypatch):
+    monkeypatch.setattr(
+        MultivariateNormal,
+        "complete",
+        lambda self, x, observed, noise: torch.where(observed, x, self.sample(noise)),
+    )
+    broken("marginal", lambda: small(VAE, emission="multivariate_gaussian"), "product of coordinates")
 
 
 def test_a_bound_without_its_constant_is_caught(monkeypatch):

@@ -504,6 +504,8 @@ def test_single_values_can_be_hidden_and_scored():
 def test_hiding_refuses_what_is_no_bound():
     with pytest.raises(ValueError, match="hide should be one of frames, values"):
         Loss(DKF(4, 2, 3), hide="columns")
+    with pytest.raises(ValueError, match="score_hidden=True does nothing without a hide_rate above 0"):
+        Loss(DKF(4, 2, 3), score_hidden=True)
     with pytest.raises(ValueError, match="score_hidden scores x that the posterior has not read"):
         Loss(VRNN(4, 2, 3), score_hidden=True)
     with pytest.raises(ValueError, match="not fivo"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,8 +27,8 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def start(command: list[str]) -> str:
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+def start(command: list[str], **variables: str) -> str:
+    done = subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -50,6 +51,22 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     train(one, 1, cases)
     start([sys.executable, str(SCRIPT), str(two), "2", *cases])
     check_equal(one, two, cases)
+
+
+def test_an_iteration_of_em_that_two_processes_share_resumes(tmp_path: Path) -> None:
+    """The sums of both are kept, whoever goes on: two processes, or one."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, 1, ["em"])
+    command = [sys.executable, str(SCRIPT), str(two), "2", "em"]
+    stopped = subprocess.run(
+        command, env=ENVIRONMENT | {"STOP": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert stopped.returncode != 0 and "saved in epoch 2" in stopped.stderr, stopped.stderr
+    shutil.copytree(two, tmp_path / "alone")
+    start(command, RESUME="1")
+    start([sys.executable, str(SCRIPT), str(tmp_path / "alone"), "1", "em"], RESUME="1")
+    for resumed in (two, tmp_path / "alone"):
+        check_equal(one, resumed, ["em"])
 
 
 def test_all_processes_end_when_one_diverges(tmp_path: Path) -> None:

@@ -252,3 +252,13 @@ def test_shapes_of_switch_paths(model):
     batch = Sequences.from_arrays(torch.zeros(2, 3, 2, dtype=torch.float64))
     filtered, smoothed = model.given_switches(batch, torch.zeros(4, 2, 3, 1, dtype=torch.float64))
     assert filtered.mean.shape == smoothed.mean.shape == (3, 8, 2)
+
+
+def test_a_switch_that_never_happens():
+    """A transition of probability 0 weighs as one; it is no NaN."""
+    model = SLDS(x_dim=1, states=2, h_dim=1).double().set_moments(transition=[[1.0, 0.0], [0.5, 0.5]])
+    x = torch.randn(1, 5, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    run = scan(model, Sequences.from_arrays(x), particles=50, noise=draw(model, 5, 50, 1))
+    assert bool(run.log_w.isfinite().all())
+    z = run.z.squeeze(-1).squeeze(-1).long()  # (T, K)
+    assert not bool(((z[:-1] == 0) & (z[1:] == 1)).any())

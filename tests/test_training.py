@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynavae import DKF, DSAE, LGSSM, MODELS, RVAE, SRNN, VAE, VRNN, Sequences, fit, load, score
+from dynavae import DKF, DSAE, HMM, LGSSM, MODELS, RVAE, SRNN, VAE, VRNN, Sequences, fit, load, score
 from dynavae.callbacks import Recorder
 from dynavae.data import SequenceDataset
 from dynavae.diagnostics import Totals, first_nonfinite
@@ -26,7 +26,9 @@ from dynavae.noise import draw
 from dynavae.objectives import elbo
 from dynavae.scan import scan
 from dynavae.schedules import kl_weight, learning_rate, ramp
+from dynavae.testing import sequences, small
 from dynavae.training import FitResult, calibrate
+from dynavae.watch import Watch
 
 QUIET: dict[str, Any] = dict(progress=False, accelerator="cpu", tensorboard=False)
 
@@ -98,7 +100,8 @@ def test_every_model_trains(name: str) -> None:
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "renyi", "fivo"])
 def test_every_objective_trains(objective: str) -> None:
     x = binary()
-    result = fit(vrnn(), x, x, epochs=2, objective=objective, particles=3, alpha=0.5, **QUIET)
+    more = {"alpha": 0.5} if objective == "renyi" else {}
+    result = fit(vrnn(), x, x, epochs=2, objective=objective, particles=3, **more, **QUIET)
     assert result.history[1]["train/loss"] < result.history[0]["train/loss"] + 0.5
     if objective != "renyi":
         same = score(result.model, x, bound=objective, particles=3).nats_per_frame
@@ -324,6 +327,16 @@ def test_the_loss_is_minus_the_bound_per_frame() -> None:
     expected = -elbo(scan(model, data, noise=noise)).sum().item() / 9
     assert part.loss.item() == pytest.approx(expected)
     assert part.sums["nats"] == pytest.approx(part.sums["kl"] + part.sums["reconstruction"])
+
+
+def test_chunks_of_an_exact_model_where_a_sequence_has_ended() -> None:
+    """Its messages read to the end of each sequence, also in a chunk after it."""
+    torch.manual_seed(0)
+    data = Sequences.from_arrays([torch.randn(6, 2), torch.randn(2, 2)])
+    model = HMM(2, 2)
+    parts = list(Loss(model, objective="elbo", truncate=3).parts(data))
+    assert len(parts) == 2
+    assert all(math.isfinite(part.sums["nats"]) for part in parts)
 
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "renyi", "fivo"])
@@ -587,6 +600,43 @@ def test_collapse_is_said_once_and_after_the_warm_up(caplog: pytest.LogCaptureFi
     assert fit(vrnn(), x, x, epochs=1, **QUIET).history[0]["valid/active_units"] > 0
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_trains_in_mixed_precision(name: str) -> None:
+    """Networks multiply in bfloat16; algebra, and whatever has a covariance, stays in float32."""
+    cls = MODELS[name]
+    joint = (
+        {}
+        if name in ("LGSSM", "GMM", "PPCA", "FactorAnalysis", "SLDS")
+        else {"emission": "multivariate_gaussian"}
+    )
+    for options in ({}, joint) if joint else ({},):
+        for missing in (False, True):
+            losses = []
+            for precision in ("32-true", "bf16-mixed"):
+                model = small(cls, **options).float()
+                data = sequences(model, (6, 5, 4), missing=missing).to(dtype=torch.float32)
+                result = fit(model, data, data, epochs=1, batch_size=3, lr=1e-4, precision=precision, **QUIET)
+                losses.append(result.history[0]["train/loss"])
+            assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.05), (options, missing)
+
+
+def test_a_validation_bound_that_is_not_a_number_is_never_the_best(caplog: pytest.LogCaptureFixture) -> None:
+    recorder, learner = Recorder(None, patience=3), Learner(vrnn())
+    better = [
+        recorder._judge({"epoch": epoch, "valid/nats_per_frame": nats}, learner)
+        for epoch, nats in enumerate([math.nan, math.nan, 5.0, math.nan, 4.0, math.inf, 4.5], 1)
+    ]
+    assert better == [True, False, True, False, True, False, False]
+    assert recorder.best["epoch"] == 5 and recorder.waited == 2
+    watch = Watch()
+    for epoch, nats in enumerate([math.nan, 3.0, math.nan], 1):
+        watch.look({"epoch": epoch, "valid/nats_per_frame": nats, "train/loss": 1.0})
+    assert len(watch.notes) == 1
+    assert watch.notes[0].startswith(
+        "epoch 1: the validation bound is nan, though the training loss is finite"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -598,6 +648,9 @@ def test_collapse_is_said_once_and_after_the_warm_up(caplog: pytest.LogCaptureFi
         ({"lr_decay": 0.5}, "lr_decay belongs to lr_schedule='exponential'"),
         ({"kl_start": 2.0}, "kl_start should be between 0 and 1"),
         ({"hide_rate": 1.0}, "hide_rate is a share of the frames"),
+        ({"hide": "values"}, "hide='values' does nothing without a hide_rate above 0"),
+        ({"alpha": 0.5, "objective": "iwae"}, "alpha=0.5 does nothing without objective='renyi'"),
+        ({"resample_threshold": 1.0}, "resample_threshold=1.0 does nothing without objective='fivo'"),
         ({"truncate": 0}, "truncate should be 1 or more"),
         (
             {"ema": 1.0},

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,6 +18,7 @@ BASELINES = {
     "linear": "straight lines",
     "yesterday": "the same hour of the day before",
     "gru": "GRU forecast",
+    "bigru": "GRU in both directions",
 }
 DATA = {"pm25": "PM2.5, 36 stations", "physionet": "PhysioNet 2012, 35 variables"}
 
@@ -41,6 +43,12 @@ def facts(records: Sequence[dict[str, Any]], keys: Sequence[str]) -> str:
         if values:
             parts.append(f"{key.replace('_', ' ')}: {' / '.join(values)}")
     return "*" + "; ".join(parts) + ".*\n"
+
+
+def over_seeds(values: Sequence[float], form: str) -> str:
+    """The mean, and half of what lies between the least and the largest."""
+    spread = (max(values) - min(values)) / 2
+    return format(mean(values), form) + (f" ± {format(spread, form)}" if len(values) > 1 else "")
 
 
 def zoo() -> str:
@@ -78,16 +86,20 @@ def _errors(file: str, said: tuple[str, ...]) -> str:
     records = json.loads((RESULTS / file).read_text(encoding="utf-8"))
     out = []
     for data in dict.fromkeys(r["data"] for r in records):
-        own = sorted((r for r in records if r["data"] == data), key=lambda r: r["mae"])
+        own = [r for r in records if r["data"] == data]
+        of_model = {r["model"]: [s for s in own if s["model"] == r["model"]] for r in own}
         rows = [
             [
-                BASELINES.get(r["model"], r["model"]) if r["baseline"] else f"**{r['model']}**",
-                f"{r['mae']:.3f}",
-                f"{r['crps']:.3f}",
-                f"{r['coverage_90']:.0%}" if "coverage_90" in r else "–",
-                str(r.get("training_seconds", "–")),
+                BASELINES.get(model, model) if runs[0]["baseline"] else f"**{model}**",
+                over_seeds([r["mae"] for r in runs], ".3f"),
+                over_seeds([r["crps"] for r in runs], ".3f"),
+                f"{mean([r['coverage_90'] for r in runs]):.0%}" if "coverage_90" in runs[0] else "–",
+                f"{mean([r['training_seconds'] for r in runs]):.0f}"
+                if "training_seconds" in runs[0]
+                else "–",
+                str(len(runs)),
             ]
-            for r in own
+            for model, runs in sorted(of_model.items(), key=lambda item: mean([r["mae"] for r in item[1]]))
         ]
         units = ", ".join(dict.fromkeys(r["units"] for r in own))
         heads = (
@@ -96,6 +108,7 @@ def _errors(file: str, said: tuple[str, ...]) -> str:
             "CRPS",
             "in the 90 % band",
             "seconds of training",
+            "seeds",
         )
         keys = ("split", *said, "data_sha256", "seed", "hardware")
         out.append(markdown(heads, rows) + "\n" + facts([r for r in own if not r["baseline"]] or own, keys))
@@ -172,12 +185,6 @@ def growth() -> str:
         ]
         rows.append([name, ", ".join(cells)])
     return markdown(("grows", "training step of a VRNN, from batch 32, 100 steps, 1 particle, h 128"), rows)
-
-
-def over_seeds(values: Sequence[float], form: str) -> str:
-    """The mean, and half of what lies between the least and the largest."""
-    mean, spread = sum(values) / len(values), (max(values) - min(values)) / 2
-    return format(mean, form) + (f" ± {format(spread, form)}" if len(values) > 1 else "")
 
 
 def video() -> str:

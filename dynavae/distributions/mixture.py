@@ -64,6 +64,14 @@ class GaussianMixture(NamedTuple):
             terms = torch.where(observed.unsqueeze(-2), terms, 0.0)
         return self.logits.log_softmax(-1) + terms.sum(-1)
 
+    def complete(self, x: Tensor, observed: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A sample given the observed coordinates, which keep their values; without noise, the mean given these.
+
+        They weigh the components, of which each has independent coordinates.
+        """
+        given = self._replace(logits=self.component_log_prob(x, observed))
+        return torch.where(observed, x, given.mean if noise is None else given.sample(noise))
+
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         value = torch.logsumexp(self.component_log_prob(x, observed), -1)
         if observed is None:

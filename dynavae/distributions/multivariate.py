@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dynavae import tree
 from dynavae.distributions.factorised import LOG_2PI
 
 FEW = 8
 """A pattern of gaps that fewer frames have is not worth a factorisation of its own: those go side by side."""
+
+
+def in_full(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Without autocast: covariances do not stand numbers of 8 bits, for which there is no factorisation either."""
+
+    @functools.wraps(method)
+    def run(self: Any, *args: Any) -> Any:
+        device = self[0].device.type
+        if not torch.is_autocast_enabled(device):
+            return method(self, *args)
+        with torch.autocast(device, enabled=False):
+            return method(
+                *tree.tree_map(lambda a: a.float() if a.dtype == torch.bfloat16 else a, (self, *args))
+            )
+
+    return run
 
 
 class MultivariateNormal(NamedTuple):
@@ -27,11 +46,13 @@ class MultivariateNormal(NamedTuple):
     def stddev(self) -> Tensor:
         return self.scale_tril.square().sum(-1).sqrt().expand_as(self.loc)
 
+    @in_full
     def sample(self, noise: Tensor) -> Tensor:
         """Of more noise than coordinates (a mixture takes one number more) the first is read."""
         noise = noise[..., : self.loc.shape[-1]]
         return self.loc + (self.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
 
+    @in_full
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Of the observed coordinates: the sub-block of the covariance, exactly."""
         e = x - self.loc
@@ -47,9 +68,13 @@ class MultivariateNormal(NamedTuple):
             )
         return _observed_log_density(e, self.scale_tril, observed)
 
-    def complete(self, x: Tensor, observed: Tensor, noise: Tensor) -> Tensor:
-        """A sample given the observed coordinates, which keep their values: a draw, corrected by what it and x differ in."""
-        drawn = self.sample(noise)
+    @in_full
+    def complete(self, x: Tensor, observed: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A sample given the observed coordinates, which keep their values; without noise, the mean given these.
+
+        It is a draw of all coordinates, corrected by what it and x differ in.
+        """
+        drawn = self.loc if noise is None else self.sample(noise)
         covariance = self.scale_tril @ self.scale_tril.mT
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         block = torch.where(observed.unsqueeze(-1) & observed.unsqueeze(-2), covariance, eye)
@@ -58,6 +83,7 @@ class MultivariateNormal(NamedTuple):
         corrected = drawn + (across @ torch.linalg.solve(block, difference)).squeeze(-1)
         return torch.where(observed, x, corrected)
 
+    @in_full
     def kl(self, other: Any) -> Tensor | None:
         """The whole divergence, as one coordinate."""
         if not isinstance(other, MultivariateNormal):

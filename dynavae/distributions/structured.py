@@ -166,5 +166,35 @@ def expand(d: Any, lead: tuple[int, ...]) -> Any:
     return type(d)(*(a.expand(shape) for a, shape in zip(d, shapes, strict=True)))
 
 
+def completed(p: Any, x: Tensor, observed: Tensor, noise: Tensor | None = None) -> Tensor:
+    """x where it was observed; elsewhere a draw of p given what was observed of the same frame, or without noise its mean.
+
+    Example:
+        >>> p = MultivariateNormal(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.8, 0.6]]))
+        >>> completed(p, torch.tensor([2.0, 0.0]), torch.tensor([True, False]))
+        tensor([2.0000, 1.6000])
+    """
+    if hasattr(p, "complete"):  # its coordinates depend on each other
+        return p.complete(x, observed, noise)
+    return torch.where(observed, x, p.mean if noise is None else p.sample(noise))
+
+
+def completed_frames(p: Any, x: Tensor, observed: Tensor, noise: Tensor | None = None) -> Tensor:
+    """:func:`completed` of all frames, x (T, 1, B, x_dim), on all paths of p (T, K, B): (T, K, B, x_dim).
+
+    Coordinates that depend on each other are completed a frame at a time, and only where a frame was observed in part: each
+    takes a system of equations of its own.
+    """
+    whole = p.mean if noise is None else p.sample(noise)
+    out = torch.where(observed, x, whole)
+    if not hasattr(p, "complete"):
+        return out
+    partly = (observed.any(-1) & ~observed.all(-1)).flatten(1).any(1)
+    frames, steps = tree.unbind(expand(p, tuple(out.shape[:-1])), len(out)), list(out.unbind())
+    for t in partly.nonzero().flatten().tolist():
+        steps[t] = frames[t].complete(x[t], observed[t], None if noise is None else noise[t])
+    return torch.stack(steps)
+
+
 REPARAMETERIZED: tuple[type, ...] = (Normal, Laplace, StudentT, PowerSpectrum, MultivariateNormal)
 """Kinds whose samples carry pathwise gradients."""

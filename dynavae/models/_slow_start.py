@@ -37,7 +37,7 @@ def start_slowly(model: KVAE, sequences: Iterable[tuple[Tensor, Tensor]]) -> boo
     seen = torch.cat([m for _, m in sequences])
     x = torch.where(seen, torch.cat([x for x, _ in sequences]), 0.0).to(like)
     try:
-        y = slow_features(sequences, model.z_dim)(x, seen).to(like) * model.start_variance**0.5
+        y = slow_features(sequences, model.z_dim)(x.cpu(), seen).to(like) * model.start_variance**0.5
     except ValueError as error:
         warnings.warn(f"this {type(model).__name__} starts at random: {error}", stacklevel=2)
         return False
@@ -76,7 +76,7 @@ def _thinned(sequences: Iterable[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, T
     stride, total = 1, 0
     for i, (x, seen) in enumerate(sequences):
         if i % stride == 0:
-            kept.append((x.float(), seen))
+            kept.append((x.float().cpu(), seen.cpu()))
             total += len(x)
         if total > FRAMES and len(kept) > 1:
             kept, stride = kept[::2], 2 * stride

@@ -68,6 +68,7 @@ class FactorAnalysis(SequentialLVM):
     causal = True
     mean_field = True
     exact = True
+    full_precision = True
     closed_form_em = True
     isotropic = False
 

@@ -61,6 +61,7 @@ class GMM(SequentialLVM):
     causal = True
     mean_field = True
     exact = True
+    full_precision = True
     closed_form_em = True
     discrete_latent = True
     variants = {  # noqa: RUF012

@@ -52,7 +52,8 @@ class HMM(SequentialLVM):
         emission: p(x_t | z_t); parameters are a table with a row per state. Coordinates are independent given the state,
             but for "multivariate_gaussian" (option covariance: full, diagonal, spherical, tied), and "gaussian_mixture".
         sticky: added to the initial log-probability of staying in a state.
-        pseudo_count: added by EM to each expected count of first states and of transitions: a Dirichlet prior.
+        pseudo_count: added by EM to each expected count of first states and of transitions: a Dirichlet prior, so that EM
+            raises log p(x) plus the log of that prior, and log p(x) alone may fall.
 
     Shapes: x (B, T, x_dim) in the public API; inside `scan`, x (T, B, x_dim) and z (T, K, B, 1).
 
@@ -63,6 +64,7 @@ class HMM(SequentialLVM):
     """
 
     exact = True
+    full_precision = True
     discrete_latent = True
     variants = {  # noqa: RUF012
         "bernoulli": {"emission": "bernoulli"},
@@ -196,6 +198,13 @@ class HMM(SequentialLVM):
         self.raw_initial.copy_(log_share(statistics.initial + self.pseudo_count, self.raw_initial))
         self.raw_transition.copy_(log_share(statistics.transition + self.pseudo_count, self.raw_transition))
         estimate(self.p_x, p, statistics.emission)
+
+    @torch.no_grad()
+    def em_log_prior(self) -> float:
+        """Of the Dirichlet prior behind `pseudo_count`."""
+        if not self.pseudo_count:
+            return 0.0
+        return self.pseudo_count * float(self.log_initial.sum() + self.log_transition.sum())
 
     @torch.no_grad()
     def em_start(self, sequences: list[tuple[Tensor, Tensor]], generator: torch.Generator) -> bool:

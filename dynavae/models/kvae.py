@@ -58,8 +58,9 @@ class KVAE(MixedDynamics, SequentialLVM):
     Kalman belief about it, so the prior :math:`p(a_t \mid a_{<t})` is the exact predictive Gaussian, and the ELBO has
     log p(a) where the paper has a sampled state (the same in expectation, without that variance). Where x_t is missing, a_t
     is drawn from its Gaussian given all that was seen before and after, by messages of the future (it `bridges` gaps).
-    With one mixture this is the exact conditional, so a missing frame is integrated out exactly; with more, the weights
-    alpha in a gap come from predictions there, which makes it a proposal, and the bound stays a bound.
+    It is a proposal, and the bound stays a bound: the messages have the encoder's mean and spread where the path has draws,
+    and the weights alpha in a gap come from predictions there. With one mixture and an encoder without spread it is the
+    exact conditional, and a missing frame is integrated out.
     :meth:`states` gives filtered and smoothed states.
 
     Reads: ``p(z_t | z_{<t})  p(x_t | z_t)  q(z_t | x_t)``
@@ -171,7 +172,9 @@ class KVAE(MixedDynamics, SequentialLVM):
 
     def encoded(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q(a_t | x_t); its variance is at most `a_noise`."""
-        loc, raw = self.q_a(self.encoder(u)).chunk(2, -1)
+        loc, raw = (
+            self.q_a(self.encoder(u)).to(self.A.dtype).chunk(2, -1)
+        )  # what follows is algebra, in full precision
         return loc, self.a_noise**0.5 * torch.exp(0.5 * logsigmoid(raw))
 
     def evidence(self, seen: Evidence) -> Encoded:

@@ -12,7 +12,7 @@ from dynavae.batch import Sequences
 from dynavae.closed_forms import ExactStep
 from dynavae.distributions import MultivariateNormal
 from dynavae.exact import em, kalman
-from dynavae.exact._algebra import gaussian_log_density, matvec, symmetric
+from dynavae.exact._algebra import gaussian_log_density, matvec, semidefinite_cholesky, symmetric
 from dynavae.exact.joseph import joseph_gain
 from dynavae.exact.likelihood import log_likelihood
 from dynavae.exact.linear_gaussian import observed_emission
@@ -72,6 +72,7 @@ class LGSSM(Moments, SequentialLVM):
     """
 
     exact = True
+    full_precision = True
     closed_form_em = True
     variants = {  # noqa: RUF012
         "diagonal": {"noise": "diagonal"},
@@ -245,7 +246,7 @@ class LGSSM(Moments, SequentialLVM):
 
     def exact_draw(self, belief: tuple[Tensor, Tensor, Tensor], noise: Tensor) -> Tensor:
         mean, covariance, _ = belief
-        return MultivariateNormal(mean, torch.linalg.cholesky(covariance)).sample(noise)
+        return MultivariateNormal(mean, semidefinite_cholesky(covariance, "the belief")).sample(noise)
 
 
 def _traced_update(

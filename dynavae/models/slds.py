@@ -60,6 +60,7 @@ class SLDS(SequentialLVM):
     autoregressive = True
     marginalises = True
     discrete_latent = True
+    full_precision = True
 
     def __init__(
         self,
@@ -184,7 +185,9 @@ class SLDS(SequentialLVM):
     def update(self, present: Present, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean, L, code = present.h
         after = update(mean, L, picked(code, u))
-        log_p = code @ self.log_transition
+        log_p = self.log_transition[
+            code.argmax(-1)
+        ]  # a product would make 0 times -inf of what never happens
         return after.mean, after.covariance, log_p, torch.ones_like(log_p[..., :1])
 
     # --- the three conditionals ---------------------------------------------------------------------------

@@ -128,7 +128,7 @@ class GaussianMixture(Emission):
 
     def start(self, mean: Tensor, stddev: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Components side by side, from one standard deviation below the mean to one above."""
-        steps = torch.linspace(-1, 1, self.components + 2, dtype=mean.dtype)[1:-1].unsqueeze(-1)
+        steps = torch.linspace(-1, 1, self.components + 2).to(mean)[1:-1].unsqueeze(-1)
         scale = stddev.clamp(min=2 * self.min_scale).expand(self.components, -1)
         return self.raw(mean.new_zeros(self.components), mean + steps * stddev, scale), {}
 

@@ -179,7 +179,8 @@ class Memory(nn.Module):
         if u.is_cuda:
             stack.enter_context(torch.autocast("cuda", enabled=False))
             if torch.is_grad_enabled() and not self.training:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                enabled, torch.backends.cudnn.enabled = torch.backends.cudnn.enabled, False
+                stack.callback(setattr, torch.backends.cudnn, "enabled", enabled)
         return stack
 
     def _fold(self, u: Tensor, m: State, valid: Tensor | None) -> tuple[Tensor, State]:

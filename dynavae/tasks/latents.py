@@ -179,7 +179,10 @@ def paths(
     if not reweight:
         return run, None
     assert eps.resample is not None
-    return run, trace(run, torch.special.ndtr(eps.resample[0]))
+    last = torch.gather(
+        eps.resample, 0, (batch.lengths - 1)[None, None].expand(1, samples, -1)
+    )  # no step resamples there
+    return run, trace(run, torch.special.ndtr(last[0]))
 
 
 def moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dynavae.batch import Sequences
+from dynavae.distributions import completed_frames
 from dynavae.model import SequentialLVM
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
@@ -300,11 +301,11 @@ def impute(
             run, lines = paths(
                 model, batch, samples, seed, rows, reweight, resampling, draw_x=True, across=model.bridges
             )
+            assert run.x is not None
             hidden = ~batch.valid.unsqueeze(-1)
-            mean = run.p_x.mean.expand(*run.z.shape[:3], -1)
-            data_x = run.x if run.x is not None else batch.x.transpose(0, 1).unsqueeze(1).expand_as(mean)
-            x, mean = (batch_first(along(v, lines)) for v in (data_x, mean))
-            x, mean = torch.where(batch.observed, batch.x, x), torch.where(batch.observed, batch.x, mean)
+            given, observed = (a.transpose(0, 1).unsqueeze(1) for a in (batch.x, batch.observed))
+            mean = completed_frames(run.p_x, given, observed).expand_as(run.x)
+            x, mean = (batch_first(along(v, lines)) for v in (run.x, mean))
             xs.append((rows, x.masked_fill(hidden, torch.nan)))
             means.append((rows, mean.masked_fill(hidden, torch.nan)))
             masks.append((rows, batch.observed.to(x.dtype)))

@@ -81,7 +81,8 @@ def score(
             `split`.
         bound: "elbo"; "iwae" (whole paths); "fivo" (a particle filter); "exact" where there is one.
         particles: K. For "elbo" the number of paths that are averaged.
-        kl: "analytic" or "sample", for "elbo"; "auto" is the first where the model's divergences have a closed form.
+        kl: "analytic" or "sample", for "elbo"; "auto" is the first where the model's divergences have a closed form, but the
+            second for an exact model, whose every path then has the weight p(x).
         propose: where z comes from.
         resampling: scheme and threshold for "fivo"; default systematic at an effective size of K/2.
         batch_size: sequences at a time, at most.
@@ -169,7 +170,7 @@ def _passes(
         eps = noise(model, batch, count, seed, rows, block)
         run = scan(model, batch, particles=count, propose=propose, noise=eps)
         if kl == "auto":
-            kl = "analytic" if objectives.closed_form(run) else "sample"
+            kl = "analytic" if objectives.closed_form(run) and not model.exact else "sample"
         if bound == "elbo":
             sums.append(objectives.elbo(run, kl=kl) * count)
         else:

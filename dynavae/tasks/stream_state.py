@@ -41,11 +41,12 @@ class Stateful:
         Args:
             rows: row numbers, or a mask (B,); default all.
         """
-        mask = torch.zeros(self.batch, dtype=torch.bool, device=self.device)
+        mask = torch.zeros(self.batch, dtype=torch.bool)  # on the CPU, where a wrong row is an error to catch
         try:
-            mask[slice(None) if rows is None else torch.as_tensor(rows, device=self.device)] = True
+            mask[slice(None) if rows is None else torch.as_tensor(rows).cpu()] = True
         except IndexError:
             raise ValueError(f"rows should be among the {self.batch} of this stream; got {rows!r}.") from None
+        mask = mask.to(self.device)
         fresh = self._start()
         self._frames = torch.where(mask, 0, self._frames)
         if self.exact:

@@ -18,6 +18,8 @@ from dynavae.distributions import (
     GaussianMixture,
     MultivariateNormal,
     Product,
+    completed,
+    completed_frames,
 )
 from dynavae.model import SequentialLVM
 from dynavae.resampling import Resampling
@@ -132,7 +134,8 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
 
     For emissions that factorise: the sum over observed coordinates. For a full multivariate normal, and
     for a mixture: the density of the rest, computed by another library. An emission without closed marginals (`marginal` =
-    False) sums to one over all of x, and refuses a frame that is observed in part.
+    False) sums to one over all of x, and refuses a frame that is observed in part. What completes a frame draws from the
+    conditional that belongs to that marginal.
     """
     law, model = "a missing coordinate is integrated out", build()
     batch = sequences(model)
@@ -177,6 +180,7 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
                 marginal + p_x.log_prob(x, ~rest),
                 p_x.log_prob(x),
             )
+    _completes(law, model)
     hidden = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(3)) < 0.4
     hidden[:, 0, 0] = False
     paths = scan(model, batch.hide(hidden), noise=noise_for(model, batch, 1))
@@ -185,6 +189,30 @@ def law_marginal(build: Callable[[], SequentialLVM]) -> None:
     expected = paths.p_x.log_prob(seen.x.flatten(2).transpose(0, 1).unsqueeze(1), observed)
     expected = torch.where(paths.valid.unsqueeze(1), expected, 0.0)
     compare(law, model, "log_likelihood and the marginal of p(x_t | .)", paths.log_likelihood, expected)
+
+
+def _completes(law: str, model: SequentialLVM) -> None:
+    """A coordinate drawn anew given the others of its frame keeps its mean, and that of its product with each of them.
+
+    Half of the frames are observed whole: they keep their values.
+    """
+    paths = generated(model, 512, 2, 2)
+    x, p_x = paths.x, paths.p_x
+    assert x is not None
+    generator = torch.Generator().manual_seed(4)
+    for j in range(model.x_dim):
+        rest = torch.ones_like(x, dtype=torch.bool)
+        rest[:, :, ::2, j] = False
+        noise = torch.randn(*x.shape[:-1], model.x_noise_dim, generator=generator, dtype=x.dtype)
+        for complete in (completed, completed_frames):
+            drawn = complete(p_x, x, rest, noise)
+            compare(law, model, "what was observed, completed", drawn[rest], x[rest], 0.0)
+            for i in range(model.x_dim):
+                other = x[..., i] if i != j else 1.0
+                difference = (other * (drawn[..., j] - x[..., j]))[:, :, ::2]
+                within(
+                    law, model, f"product of coordinates {i} and {j}, {j} drawn anew", difference.flatten()
+                )
 
 
 def _sums_to_one(law: str, model: SequentialLVM, p_x: Any) -> None:

@@ -27,6 +27,8 @@ EMISSIONS: tuple[Any, ...] = (
     "student_t",
     "laplace",
     {"emission": "nade", "hidden": 5},
+    "multivariate_gaussian",
+    {"emission": "gaussian_mixture", "components": 2},
 )
 TOLERANCE = 1e-10
 

@@ -93,7 +93,7 @@ def law_forecast(build: Callable[[], SequentialLVM]) -> None:
 
 
 def law_padding(build: Callable[[], SequentialLVM]) -> None:
-    """More padding changes nothing, whatever noise falls on it."""
+    """More padding changes nothing, whatever noise falls on it; more frames to forecast change nothing before them."""
     law, model, more = "padding changes nothing", build(), 3
     for missing in (False, True):
         batch = sequences(model, missing=missing)
@@ -113,6 +113,13 @@ def law_padding(build: Callable[[], SequentialLVM]) -> None:
                 if name in ("z", "x", "log_prior", "log_likelihood", "log_proposal", "kl", "log_weight"):
                     cut = cut[:, : batch.steps]
                 compare(law, model, name, cut, value)
+        asked = dataclasses.replace(longer, lengths=batch.lengths + more)
+        here = outputs(scan(model, batch, particles=3, noise=noise, draw_x=True))
+        there = outputs(scan(model, asked, particles=3, noise=padded, draw_x=True))
+        for name in ("z", "log_prior", "log_proposal"):
+            valid = batch.valid.reshape(*batch.valid.shape, *[1] * (here[name].ndim - 2))
+            cut = torch.where(valid, there[name][:, : batch.steps], 0.0)
+            compare(law, model, f"{name}, with {more} more frames to forecast", cut, here[name])
 
 
 def law_batch(build: Callable[[], SequentialLVM]) -> None:

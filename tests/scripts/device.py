@@ -25,13 +25,16 @@ import dynavae
 from dynavae import MODELS, VRNN, Sequences, SequentialLVM, commands
 from dynavae.checkpoint import save_pretrained
 from dynavae.cli import main as main_of_cli
-from dynavae.em import Iteration
+from dynavae.em import Iteration, choose_start
 from dynavae.loading import Batch
 from dynavae.loss import Loss
 from dynavae.tasks import capabilities
 from dynavae.testing import cases, law_device, small
+from dynavae.testing.cases import EMISSIONS, observations
+from dynavae.training import calibrate
 
 NAN = float("nan")
+MIXTURE = {"emission": "gaussian_mixture", "components": 2}
 
 
 def conditionals(name: str) -> None:
@@ -51,11 +54,11 @@ def series() -> list[Tensor]:
     return xs
 
 
-def both(name: str) -> Iterator[SequentialLVM]:
+def both(name: str, **options: Any) -> Iterator[SequentialLVM]:
     """The model here, and there."""
     for device in ("cpu", "apart"):
         torch.manual_seed(0)
-        yield small(MODELS[name], x_dim=3).to(device)
+        yield small(MODELS[name], x_dim=3, **options).to(device)
 
 
 def tasks(name: str) -> None:
@@ -104,8 +107,26 @@ def saved(model: SequentialLVM) -> Tensor:
     return dynavae.generate(again, 1, 3).x
 
 
+def started(name: str) -> None:
+    """Starts from data, which stay on the CPU; the VAE with every emission, the HMM by clusters of a mixture too."""
+    emissions: dict[str, tuple[Any, ...]] = {"VAE": EMISSIONS, "HMM": (None, MIXTURE)}
+    for emission in emissions.get(name, (None,)):
+        options = {} if emission is None else {"emission": emission}
+        here, there = both(name, **options)
+        x = observations(here.emission, (6, 12, 3), torch.Generator().manual_seed(2))
+        data = Sequences.from_arrays(x, [12, 9, 12, 1, 12, 12])
+        for model in (here, there):
+            calibrate(model, data)
+        equal(f"{name} {options}, start", list(there.parameters()), list(here.parameters()), 1e-6)
+        if here.closed_form_em:
+            for model in (here, there):
+                choose_start(model, data, seed=1)
+            equal(f"{name} {options}, start of EM", list(there.parameters()), list(here.parameters()), 1e-6)
+
+
 def training(name: str) -> None:
     """Loss and gradient of the objectives that the model has, and EM."""
+    started(name)
     here, there = both(name)
     can = capabilities(here)
     batch = Sequences.from_arrays([x.nan_to_num() if not here.emission.marginal else x for x in series()])

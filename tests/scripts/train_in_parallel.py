@@ -2,12 +2,16 @@
 
 python train_in_parallel.py OUT DEVICES CASE ...
 
-The case "diverging" has one sequence whose features are NaN: only the process that has it sees that.
+The case "diverging" has one sequence whose features are NaN: only the process that has it sees that. With STOP set, "em" is
+asked to stop after the second batch of its second iteration; with RESUME it goes on from there.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +40,18 @@ class Poisoned(VRNN):
         return torch.where(frame.x.amax(-1, keepdim=True) > 100, torch.nan, super().features(frame))
 
 
+def stop_within_an_iteration(model: HMM) -> None:
+    """The fifth batch brings a SIGTERM."""
+    batches, expectation = itertools.count(1), model.expectation
+
+    def counted(batch: Sequences) -> Any:
+        if next(batches) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return expectation(batch)
+
+    model.expectation = counted  # type: ignore[method-assign]
+
+
 def train(out: Path, devices: int, cases: list[str]) -> None:
     """One file of figures and weights per case."""
     for name in cases:
@@ -48,13 +64,15 @@ def train(out: Path, devices: int, cases: list[str]) -> None:
         data = Sequences.from_arrays(x)
         if name == "em":
             model = HMM(3, 2, "multivariate_gaussian")
+            if "STOP" in os.environ:
+                stop_within_an_iteration(model)
         elif name == "conjugate":
             model = SVAE(3, 2, conjugate=True)
         else:
             model = {"SRNN": SRNN, "diverging": Poisoned}.get(name, VRNN)(3, 2, 4)
         result = fit(
             model, data, data[[0, 1, 2]], epochs=2, batch_size=3, out_dir=out / name, devices=devices,
-            accelerator="cpu", progress=False, tensorboard=False, seed=4, **options,
+            accelerator="cpu", progress=False, tensorboard=False, seed=4, resume="RESUME" in os.environ, **options,
         )  # fmt: skip
         if main_process():
             weights = {k: v.tolist() for k, v in model.state_dict().items()}
