@@ -168,9 +168,11 @@ class Recorder(Checkpoint):
         the first epoch after it replaces them.
         """
         settled = not learner.loss.scheduled_sampling or row["epoch"] >= learner.loss.sampling_ramp[1]
-        before = self.best.get(METRIC, math.nan)
-        better = row[METRIC] < before or (math.isnan(before) and not (self.best and math.isnan(row[METRIC])))
-        better = better or (settled and not self.best_settled)
+        if math.isfinite(row[METRIC]):
+            before = self.best.get(METRIC, math.inf)
+            better = row[METRIC] < before or not math.isfinite(before) or (settled and not self.best_settled)
+        else:
+            better, settled = not self.best, False
         if better:
             self.best, self.best_settled, self.waited = dict(row), settled, 0
             self.weights = {name: value.detach().cpu().clone() for name, value in learner.weights().items()}

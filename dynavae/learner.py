@@ -328,7 +328,7 @@ class Learner(LightningModule):
         if rank() == 0:  # the sums of all processes
             self._train.add(state["frames"], **state["sums"])
         self.watch.load_state_dict(state["watch"])
-        self._nats_before, self._log_prior = state["nats_before"], state["log_prior"]
+        self._nats_before, self._log_prior = state["nats_before"], state.get("log_prior", 0.0)
         self.iteration.restore(state["statistics"] if rank() == 0 else None)  # the sums of all processes
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])

@@ -68,7 +68,7 @@ class Evidence(NamedTuple):
     u: Any  # features(frame)  (T, B, .)
     c: Any  # past_x over u: c_t = c(x_<t)
     g: Any  # seen_x over recognition(frame): g_t = g(x_<=t)
-    lengths: Tensor  # (B,)
+    lengths: Tensor  # (B,) frames up to the last one in which something was seen, at least 1
     w: Tensor | None  # per-sequence latent (K, B, w_dim), already drawn
 
 
@@ -99,7 +99,7 @@ class SequentialLVM(ClosedForms, nn.Module, abc.ABC):
         per_step_likelihood: p(x_t | .) reads z_<=t; False if it reads z_1:T (`decode` all at once).
         discrete_latent: z has no pathwise gradient (the KL is then sampled in training).
         exact: log p(x), filter and smoother are known; see :class:`~dynavae.closed_forms.ClosedForms`.
-        full_precision: nothing but algebra of covariances and counts; training leaves autocast out.
+        full_precision: nothing but algebra of covariances and counts; `fit` leaves autocast out.
         conjugate: global parameters have a conjugate factor, moved by natural gradients; see `natural_step`.
         closed_form_em: `expectation` and `maximisation` fit it by EM; it may depend on options, then `__init__` sets it.
 

@@ -76,11 +76,14 @@ class Plan:
         # What the recursion is given (T, B, x_dim): seen, and not to be replaced by the model's own output.
         if complete and free is None:
             self.given, self.given_all = torch.ones_like(observed[..., :1]), [True] * self.T
+            self.given_partly = [False] * self.T
         else:
             self.given = observed | ~self.valid.unsqueeze(-1)
             if free is not None:
                 self.given = self.given & ~(free.T & self.valid).unsqueeze(-1)
-            self.given_all = self.given.flatten(1).all(1).tolist()
+            every = self.given.all(-1)
+            self.given_all = every.all(1).tolist()
+            self.given_partly = (self.given.any(-1) & ~every).any(1).tolist()  # of some frame a part
         self.free = free is not None
         diverged = state is not None and state.drawn and model.past_x.out_dim > 0
         gaps = not all(self.given_all) and (self.free or draw_x or not model.marginalises)

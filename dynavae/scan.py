@@ -204,7 +204,8 @@ class _Run(Plan):
             x_t, u_t = x_steps[t], u_steps[t]
             if self.draws:
                 if not self.given_all[t]:
-                    x_t = self._fill(x_t, given[t], self.p_xs[-1], None if x_noise is None else x_noise[t])
+                    own = None if x_noise is None else x_noise[t]
+                    x_t = self._fill(x_t, given[t], self.given_partly[t], self.p_xs[-1], own)
                     u_t = model.features(Frame(x_t, None, control_steps[t]))
                 self.xs.append(x_t.expand(K, *x_t.shape[-2:]))
                 m = self._held(valid[t], past_x.step(m, u_t), m)
@@ -218,9 +219,15 @@ class _Run(Plan):
                         lineage = ancestors if lineage is None else torch.gather(lineage, 0, ancestors)
         self.h, self.m, self.log_w, self.w_last = h, m, log_w, w
 
-    def _fill(self, x: Tensor, given: Tensor, p_x: Any, noise: Tensor | None) -> Tensor:
-        filled = completed(p_x, x, given, None if self.feedback == "mean" else noise)
-        return filled.detach() if self.free or not isinstance(p_x, REPARAMETERIZED) else filled
+    def _fill(self, x: Tensor, given: Tensor, partly: bool, p_x: Any, noise: Tensor | None) -> Tensor:
+        noise = None if self.feedback == "mean" else noise
+        if partly:
+            drawn = completed(p_x, x, given, noise)
+        else:
+            drawn = p_x.mean if noise is None else p_x.sample(noise)
+        if self.free or not isinstance(p_x, REPARAMETERIZED):
+            drawn = drawn.detach()
+        return torch.where(given, x, drawn)
 
     def _held(self, valid: Tensor, new: Any, old: Any) -> Any:
         """After a sequence's end its state stays, if someone will ask for it."""

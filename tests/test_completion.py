@@ -11,9 +11,12 @@ import dynavae
 from dynavae import DKF, GMM, LGSSM, SLDS, VRNN, Sequences, bootstrap, impute, scan
 from dynavae import distributions as D
 from dynavae.linearised import LinearisedProposal
-from dynavae.noise import draw
+from dynavae.noise import draw, draw_by_sequence
+from dynavae.tasks import latents
+from dynavae.tasks.common import noise as noise_by_sequence
+from dynavae.tasks.common import trace
 from dynavae.testing import law_stream, small
-from dynavae.testing.cases import noise_for, sequences
+from dynavae.testing.cases import noise_for, observations, sequences
 
 JOINT = ("multivariate_gaussian", {"emission": "gaussian_mixture", "components": 2})
 CORRELATED = torch.tensor([[1.0, 0.99], [0.99, 1.0]], dtype=torch.float64)
@@ -110,14 +113,17 @@ def test_a_frame_seen_in_part_weighs_as_its_seen_part(emission):
     """An autoregressive model reads what was drawn in a gap: the estimate of p(x_obs) is that of importance sampling."""
     model = small(VRNN, x_dim=2, z_dim=1, emission=emission)
     with torch.no_grad():
-        if emission != "multivariate_gaussian":  # far apart: which component it was matters
+        if emission == "multivariate_gaussian":
+            raw, _ = model.emission.raw(torch.zeros(2).double(), CORRELATED)
+            model.p_x.linear.bias.copy_(raw)
+        else:  # far apart: which component it was matters
             raw = model.emission.raw(
                 torch.zeros(2).double(),
                 torch.tensor([[-2.0, -2.0], [2.0, 2.0]]).double(),
                 torch.full((2, 2), 0.5).double(),
             )
             model.p_x.linear.bias.copy_(raw)
-        model.p_x.linear.weight.mul_(3)
+        model.p_x.linear.weight[:2].mul_(3)
     x, K = torch.tensor([[[2.0, math.nan], [1.0, 1.0]]], dtype=torch.float64), 40_000
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -147,6 +153,60 @@ def test_a_frame_seen_in_part_weighs_as_its_seen_part(emission):
         float(a.mean() / scale),
         float(b.mean() / scale),
     )
+
+
+@pytest.mark.parametrize("emission", ["bernoulli", *JOINT])
+def test_who_else_is_in_the_batch_does_not_change_the_gradient_in_x(emission):
+    """Only what was drawn is cut from the graph; a row that was seen keeps its own x beside one with a gap."""
+    model, generator = small(VRNN, emission=emission), torch.Generator().manual_seed(0)
+    x = observations(model.emission, (2, 5, 4), generator)
+    x[1, 2, 1:] = math.nan
+    noise, grads = draw_by_sequence(model, torch.tensor([5, 5]), 3, (1, 2), x=True), []
+    for rows in ([0], [0, 1]):
+        value = x[rows].clone().requires_grad_()
+        run = scan(model, Sequences.from_arrays(value), particles=3, noise=noise.sequences(rows, 5))
+        run.log_w.sum((0, 1))[0].backward()
+        grads.append(value.grad[0])
+    assert float(grads[0].abs().max()) > 0
+    torch.testing.assert_close(*grads)
+
+
+def test_arguments_by_name():
+    p, x = D.MultivariateNormal(torch.zeros(2), torch.eye(2)), torch.tensor([1.0, 0.0])
+    seen = torch.tensor([True, False])
+    assert p.log_prob(x, observed=seen) == p.log_prob(x, seen)
+    assert torch.equal(p.sample(noise=x), x) and torch.equal(p.complete(x, observed=seen, noise=x), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert p.log_prob(x=x.bfloat16(), observed=seen).dtype == torch.float32
+        assert float(p.kl(other=p).sum()) == 0
+
+
+def test_the_last_choice_of_paths_has_a_number_of_its_own(monkeypatch):
+    """Each sequence's last frame, where nothing is resampled: the first frame's would choose what it has chosen."""
+    seen = []
+
+    def spy(run, uniform):
+        seen.append(uniform)
+        return trace(run, uniform)
+
+    monkeypatch.setattr(latents, "trace", spy)
+    model, batch = small(VRNN), Sequences.from_arrays([torch.randn(n, 4).double() for n in (6, 3)])
+    latents.paths(model, batch, 5, 0, [0, 1], reweight=True)
+    numbers = torch.special.ndtr(noise_by_sequence(model, batch, 5, 0, [0, 1], resample=True).resample)
+    torch.testing.assert_close(seen[0], torch.stack([numbers[5, :, 0], numbers[2, :, 1]], 1))
+
+
+@pytest.mark.parametrize("task", ["impute", "forecast"])
+def test_frames_of_several_axes(task):
+    """As pictures: results have x_dim coordinates."""
+    x = torch.randn(2, 5, 3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[0, 2, 1] = math.nan
+    model = small(VRNN, x_dim=6)
+    if task == "impute":
+        found, flat = (impute(model, a, samples=3).x for a in (x, x.flatten(2)))
+    else:
+        found, flat = (dynavae.forecast(model, a, horizon=2, samples=3).mean for a in (x, x.flatten(2)))
+    assert torch.equal(found, flat)
 
 
 @pytest.mark.parametrize("emission", JOINT)

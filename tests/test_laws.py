@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dynavae import DKF, DSAE, MODELS, RVAE, SRNN, STORN, VAE, VRNN, Resampling, Sequences, objectives, scan
-from dynavae.distributions import Chain, MultivariateNormal, Normal, Product
+from dynavae.distributions import Chain, GaussianMixture, MultivariateNormal, Normal, Product
 from dynavae.model import Evidence, Frame, Past, Present, SequentialLVM
 from dynavae.nn import GaussianHead, Memory
 from dynavae.nn import memory as memory_module
@@ -411,13 +411,17 @@ def test_reading_what_is_asked_for_is_caught(cls, monkeypatch):
     broken("padding", lambda: small(cls), "with 3 more frames to forecast")
 
 
-def test_drawing_without_the_rest_of_the_frame_is_caught(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "emission"),
+    [(MultivariateNormal, "multivariate_gaussian"), (GaussianMixture, "gaussian_mixture")],
+)
+def test_drawing_without_the_rest_of_the_frame_is_caught(kind, emission, monkeypatch):
     monkeypatch.setattr(
-        MultivariateNormal,
+        kind,
         "complete",
         lambda self, x, observed, noise: torch.where(observed, x, self.sample(noise)),
     )
-    broken("marginal", lambda: small(VAE, emission="multivariate_gaussian"), "product of coordinates")
+    broken("marginal", lambda: small(VAE, emission=emission), "product of coordinates")
 
 
 def test_a_bound_without_its_constant_is_caught(monkeypatch):

@@ -577,6 +577,12 @@ def test_exported_step_of_a_variant_of_an_exact_model(name, variant):
     compare_exported(model, export_step(model).module(), 3, 1)
 
 
+@pytest.mark.parametrize("emission", ["multivariate_gaussian", "gaussian_mixture"])
+def test_exported_step_completes_frames_as_the_stream_does(emission):
+    model = small(VRNN, emission=emission)
+    compare_exported(model, export_step(model, 3).module(), 4, 3)
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_exported_step_of_an_exact_model_in_single_precision(name):
     model = streaming(name).float()

@@ -628,6 +628,12 @@ def test_a_validation_bound_that_is_not_a_number_is_never_the_best(caplog: pytes
     ]
     assert better == [True, False, True, False, True, False, False]
     assert recorder.best["epoch"] == 5 and recorder.waited == 2
+    sampled = Recorder(None), Learner(vrnn(), scheduled_sampling=0.5, scheduled_sampling_end=3)
+    better = [
+        sampled[0]._judge({"epoch": epoch, "valid/nats_per_frame": nats}, sampled[1])
+        for epoch, nats in enumerate([5.0, 4.0, math.nan, 6.0, -math.inf, 7.0], 1)
+    ]
+    assert better == [True, True, False, True, False, False]  # the first one after the ramp that is a number
     watch = Watch()
     for epoch, nats in enumerate([math.nan, 3.0, math.nan], 1):
         watch.look({"epoch": epoch, "valid/nats_per_frame": nats, "train/loss": 1.0})

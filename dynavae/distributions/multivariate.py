@@ -20,14 +20,15 @@ def in_full(method: Callable[..., Any]) -> Callable[..., Any]:
     """Without autocast: covariances do not stand numbers of 8 bits, for which there is no factorisation either."""
 
     @functools.wraps(method)
-    def run(self: Any, *args: Any) -> Any:
+    def run(self: Any, *args: Any, **named: Any) -> Any:
         device = self[0].device.type
         if not torch.is_autocast_enabled(device):
-            return method(self, *args)
+            return method(self, *args, **named)
         with torch.autocast(device, enabled=False):
-            return method(
-                *tree.tree_map(lambda a: a.float() if a.dtype == torch.bfloat16 else a, (self, *args))
-            )
+            values = self, *args, *named.values()
+            parts = tree.tree_map(lambda a: a.float() if a.dtype == torch.bfloat16 else a, values)
+            n = len(args) + 1
+            return method(*parts[:n], **dict(zip(named, parts[n:], strict=True)))
 
     return run
 
@@ -74,14 +75,15 @@ class MultivariateNormal(NamedTuple):
 
         It is a draw of all coordinates, corrected by what it and x differ in.
         """
-        drawn = self.loc if noise is None else self.sample(noise)
-        covariance = self.scale_tril @ self.scale_tril.mT
-        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        loc, L = self.loc, self.scale_tril  # of some kinds both are computed when asked for
+        drawn = loc if noise is None else MultivariateNormal(loc, L).sample(noise)
+        L = L.double()  # the difference of two covariances that may be close
+        covariance, eye = L @ L.mT, torch.eye(x.shape[-1], dtype=L.dtype, device=x.device)
         block = torch.where(observed.unsqueeze(-1) & observed.unsqueeze(-2), covariance, eye)
-        difference = torch.where(observed, x - drawn, 0.0).unsqueeze(-1)
+        difference = torch.where(observed, x - drawn, 0.0).unsqueeze(-1).to(L.dtype)
         across = torch.where(observed.unsqueeze(-2), covariance, 0.0)
-        corrected = drawn + (across @ torch.linalg.solve(block, difference)).squeeze(-1)
-        return torch.where(observed, x, corrected)
+        moved = (across @ torch.linalg.solve(block, difference)).squeeze(-1)
+        return torch.where(observed, x, drawn + moved.to(drawn.dtype))
 
     @in_full
     def kl(self, other: Any) -> Tensor | None:

@@ -190,10 +190,23 @@ def completed_frames(p: Any, x: Tensor, observed: Tensor, noise: Tensor | None =
     if not hasattr(p, "complete"):
         return out
     partly = (observed.any(-1) & ~observed.all(-1)).flatten(1).any(1)
-    frames, steps = tree.unbind(expand(p, tuple(out.shape[:-1])), len(out)), list(out.unbind())
+    frames, steps = tree.unbind(_over_time(p, len(out)), len(out)), list(out.unbind())
     for t in partly.nonzero().flatten().tolist():
-        steps[t] = frames[t].complete(x[t], observed[t], None if noise is None else noise[t])
+        found = frames[t].complete(x[t], observed[t], None if noise is None else noise[t])
+        steps[t] = found.expand_as(steps[t])
     return torch.stack(steps)
+
+
+def _over_time(p: Any, steps: int) -> Any:
+    """The same with a time axis on every parameter (T, K, B, ...), and one particle where all are alike."""
+    own = OWN_AXES.get(type(p))
+    if own is None:
+        return p
+    parts = []
+    for a, k in zip(p, own, strict=True):
+        a = a.reshape((1,) * (3 + k - a.ndim) + a.shape)
+        parts.append((a[:, :1] if a.stride(1) == 0 else a).expand(steps, *[-1] * (k + 2)))
+    return type(p)(*parts)
 
 
 REPARAMETERIZED: tuple[type, ...] = (Normal, Laplace, StudentT, PowerSpectrum, MultivariateNormal)

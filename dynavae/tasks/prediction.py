@@ -240,8 +240,9 @@ def _extend(
         )
     steps = int(start.max()) + horizon
     grow = max(steps - batch.steps, 0)
-    x = torch.nn.functional.pad(batch.x, (0, 0, 0, grow))[:, :steps]
-    observed = torch.nn.functional.pad(batch.observed, (0, 0, 0, grow))[:, :steps]
+    x, observed = (
+        torch.nn.functional.pad(a.flatten(2), (0, 0, 0, grow))[:, :steps] for a in (batch.x, batch.observed)
+    )
     observed = observed & (torch.arange(steps, device=x.device) < start[:, None]).unsqueeze(-1)
     silent = (~observed.flatten(1).any(1)).nonzero().flatten().tolist()
     if silent:
@@ -302,13 +303,13 @@ def impute(
                 model, batch, samples, seed, rows, reweight, resampling, draw_x=True, across=model.bridges
             )
             assert run.x is not None
-            hidden = ~batch.valid.unsqueeze(-1)
-            given, observed = (a.transpose(0, 1).unsqueeze(1) for a in (batch.x, batch.observed))
+            hidden, seen = ~batch.valid.unsqueeze(-1), batch.observed.flatten(2)
+            given, observed = (a.transpose(0, 1).unsqueeze(1) for a in (batch.x.flatten(2), seen))
             mean = completed_frames(run.p_x, given, observed).expand_as(run.x)
             x, mean = (batch_first(along(v, lines)) for v in (run.x, mean))
             xs.append((rows, x.masked_fill(hidden, torch.nan)))
             means.append((rows, mean.masked_fill(hidden, torch.nan)))
-            masks.append((rows, batch.observed.to(x.dtype)))
+            masks.append((rows, seen.to(x.dtype)))
             lengths[rows] = batch.lengths.cpu()
     n, steps = src.size, src.steps
     x, mean = scatter(xs, n, steps, 1), scatter(means, n, steps, 1)

@@ -196,14 +196,20 @@ def _completes(law: str, model: SequentialLVM) -> None:
 
     Half of the frames are observed whole: they keep their values.
     """
-    paths = generated(model, 512, 2, 2)
-    x, p_x = paths.x, paths.p_x
-    assert x is not None
-    generator = torch.Generator().manual_seed(4)
+    p_x, generator = generated(model, 512, 2, 2).p_x, torch.Generator().manual_seed(4)
+    if isinstance(p_x, GaussianMixture):  # far enough apart for a coordinate to say which component it was
+        apart = 3 * torch.arange(p_x.loc.shape[-2], dtype=p_x.loc.dtype).unsqueeze(-1)
+        p_x = p_x._replace(loc=p_x.loc + apart * p_x.scale.mean())
+    shape = (2, 2, 512, model.x_noise_dim)
+
+    def noise_of_x() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=p_x.mean.dtype)
+
+    x = p_x.sample(noise_of_x())
     for j in range(model.x_dim):
         rest = torch.ones_like(x, dtype=torch.bool)
         rest[:, :, ::2, j] = False
-        noise = torch.randn(*x.shape[:-1], model.x_noise_dim, generator=generator, dtype=x.dtype)
+        noise = noise_of_x()
         for complete in (completed, completed_frames):
             drawn = complete(p_x, x, rest, noise)
             compare(law, model, "what was observed, completed", drawn[rest], x[rest], 0.0)
