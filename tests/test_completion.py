@@ -115,15 +115,19 @@ def test_a_frame_seen_in_part_weighs_as_its_seen_part(emission):
     with torch.no_grad():
         if emission == "multivariate_gaussian":
             raw, _ = model.emission.raw(torch.zeros(2).double(), CORRELATED)
-            model.p_x.linear.bias.copy_(raw)
+            model.p_x.linear.weight.mul_(0.1)
+            model.p_x.linear.weight[:2].mul_(
+                90
+            )  # so that x_2 depends on what was missing of x_1, and not on z
+            for part in (model.phi_x[0], model.rnn.rnn):
+                next(p for name, p in part.named_parameters() if "weight" in name).mul_(3)
+            for p in model.phi_z.parameters():
+                p.zero_()
         else:  # far apart: which component it was matters
-            raw = model.emission.raw(
-                torch.zeros(2).double(),
-                torch.tensor([[-2.0, -2.0], [2.0, 2.0]]).double(),
-                torch.full((2, 2), 0.5).double(),
-            )
-            model.p_x.linear.bias.copy_(raw)
-        model.p_x.linear.weight[:2].mul_(3)
+            loc, scale = torch.tensor([[-2.0, -2.0], [2.0, 2.0]]), torch.full((2, 2), 0.5)
+            raw = model.emission.raw(torch.zeros(2).double(), loc.double(), scale.double())
+            model.p_x.linear.weight.mul_(3)
+        model.p_x.linear.bias.copy_(raw)
     x, K = torch.tensor([[[2.0, math.nan], [1.0, 1.0]]], dtype=torch.float64), 40_000
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
