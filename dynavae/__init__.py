@@ -41,14 +41,28 @@ _LAZY = {
     "fit_em": "dynavae.em",
     "load": "dynavae.checkpoint",
 }
+_MODULES = (
+    "catalogue",
+    "data",
+    "em",
+    "exact",
+    "linearised",
+    "music",
+    "report",
+    "runs",
+    "testing",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:
     """`fit` needs Lightning, which takes seconds to import: only when asked for."""
-    if name in _LAZY:
-        import importlib
+    import importlib
 
+    if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"dynavae.{name}")
     if name in MODELS:  # registered without a line of its own above
         return MODELS[name]
     raise AttributeError(f"module 'dynavae' has no attribute {name!r}")

@@ -209,8 +209,9 @@ def _as_lists(x: Any, lengths: Any, control: Any, observed: Any) -> tuple[list, 
         masks = [None] * n if observed is None else cut(observed, "observed")
         return cut(x, "x"), None if control is None else cut(control, "control"), masks
     if not isinstance(x, list | tuple):
+        hint = " For one sequence pass [x]." if hasattr(x, "to_numpy") else ""
         raise TypeError(
-            f"x should be an array (B, T, x_dim) or a list of arrays (T_i, x_dim); got {type(x).__name__}."
+            f"x should be an array (B, T, x_dim) or a list of arrays (T_i, x_dim); got {type(x).__name__}.{hint}"
         )
     if lengths is not None:
         raise ValueError(
@@ -226,7 +227,11 @@ def _as_lists(x: Any, lengths: Any, control: Any, observed: Any) -> tuple[list, 
 
 
 def _tensor(array: Any, what: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A floating tensor, or a sentence about what is not a number."""
+    """A floating tensor, or a sentence about what is not a number; what a masked array masks is missing."""
+    if isinstance(array, np.ma.MaskedArray):
+        array = np.ma.filled(array.astype(float), np.nan)
+    elif hasattr(array, "to_numpy"):  # a table of pandas
+        array = array.to_numpy(copy=True)  # what pandas gives may be read-only
     try:
         return torch.as_tensor(array, device=device).to(dtype)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -150,7 +150,7 @@ class Recorder(Checkpoint):
         row["seconds"] = time.perf_counter() - self._start
         self.history.append(row)
         self.kl_dim.append(None if pl_module.kl_dim is None else pl_module.kl_dim.tolist())
-        improved = METRIC in row and self._judge(row, pl_module)
+        improved = self._judge(row, pl_module) if METRIC in row else self._latest(row)
         self.batches, self.elapsed = 0, 0.0
         if self.out_dir is not None and trainer.is_global_zero:
             self._write(self.out_dir, row, pl_module, improved)
@@ -179,6 +179,11 @@ class Recorder(Checkpoint):
         elif row["epoch"] > learner.loss.settled:
             self.waited += 1
         return better
+
+    def _latest(self, row: Row) -> bool:
+        """Without a validation set the last weights are the best ones."""
+        self.best = dict(row)
+        return True
 
     def _patience_is_over(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
@@ -215,7 +220,8 @@ class Recorder(Checkpoint):
             "training": self.description.get("options", {}),
             **self.about,
         }
-        save_pretrained(learner.model, out / "best", extra=extra, weights=self.weights)
+        weights = learner.weights() if self.weights is None else self.weights
+        save_pretrained(learner.model, out / "best", extra=extra, weights=weights)
 
     def _describe(self, out: Path, learner: Learner) -> None:
         write_json(out / "training.json", {**self.description, "notes": learner.watch.notes})

@@ -91,10 +91,12 @@ def load(directory: str | Path, device: str | torch.device = "cpu") -> Sequentia
 
     Raises:
         FileNotFoundError: the directory, or one of the two files, is not there.
-        ValueError: files of a newer format, an unknown model, damaged files, or weights that do not fit.
+        ValueError: files of a newer format, an unknown model, damaged files, weights that do not fit, or no GPU.
     """
     from dynavae.models import MODELS
+    from dynavae.runs import choose_device
 
+    device = choose_device(str(device)) if str(device).startswith("cuda") else device
     directory = Path(directory)
     config = read_config(directory)
     name = config["model"]

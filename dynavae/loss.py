@@ -49,7 +49,8 @@ class Loss:
         model: any model.
         objective: "elbo", "iwae" and "renyi" (K whole paths), "fivo" (a particle filter), or "exact", log p(x) itself, of
             an exact model: many times faster there than "elbo", which is the same number by way of sampled paths. Its KL
-            is reported as 0. "em": each epoch is one iteration of EM over all data, without optimizer or learning rate;
+            is reported as 0. Default: "exact" of an exact model, unless another option (`kl`, `beta`, `particles`,
+            `truncate`, ...) asks for a bound, else "elbo". "em": each epoch is one iteration of EM over all data, without optimizer or learning rate;
             its ``train/`` figures are those before the iteration, its ``valid/`` figures those after it.
         particles: K; default 1 for the ELBO and 8 for the others.
         kl: "analytic", "sample", or "auto": sampled for exact models (there it is the likelihood), discrete
@@ -90,7 +91,7 @@ class Loss:
     def __init__(
         self,
         model: SequentialLVM,
-        objective: str = "elbo",
+        objective: str | None = None,
         particles: int | None = None,
         kl: str = "auto",
         beta: Real = 1.0,
@@ -108,6 +109,11 @@ class Loss:
         score_hidden: bool = False,
         compile: Compile = False,
     ) -> None:
+        if objective is None:
+            asked = (
+                beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden or kl != "auto"
+            )
+            objective = "elbo" if not model.exact or asked or particles is not None else "exact"
         particles = (1 if objective == "elbo" else 8) if particles is None else particles
         check(
             model,

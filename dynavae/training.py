@@ -46,6 +46,8 @@ __all__ = [
     "values",
 ]
 
+log = logging.getLogger("dynavae")
+
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -155,6 +157,11 @@ def fit(
     if patience is not None and (patience < 1 or valid is None):
         raise ValueError(
             "patience counts epochs without a better validation bound: it should be at least 1, with valid."
+        )
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"accelerator={accelerator!r} needs a GPU, and this torch ({torch.__version__}) sees none: take "
+            "accelerator='auto' or 'cpu'."
         )
     if precision not in PRECISIONS:
         raise ValueError(
@@ -280,6 +287,15 @@ def _start_head(head: EmissionHead, data: SequenceDataset | Sequences) -> None:
         square = square + torch.where(seen, x - mean, 0.0).square().sum(0)
     stddev = (square / count.clamp(min=1)).sqrt()
     stddev = torch.where(count > 0, stddev, 1.0)
+    least = getattr(head.emission, "min_scale", 0.0)
+    still = (stddev <= least).nonzero().flatten().tolist() if least else []
+    if still:
+        log.warning(
+            "of x the coordinates %s hardly vary (standard deviation at most %g, the least scale of the emission): their "
+            "density is all that training will see. Standardize x, or leave them out.",
+            ", ".join(map(str, still[:8])) + (", ..." if len(still) > 8 else ""),
+            least,
+        )
     like = next(head.parameters())
     head.start(mean.to(like), stddev.to(like))
 

@@ -435,7 +435,7 @@ def test_bootstrap_streams_what_reads_the_future():
         (lambda m, s: s.step(torch.full((2, 4), math.inf)), "infinite value; pass NaN"),
         (lambda m, s: s.step(None, control=torch.zeros(2, 1)), "VRNN was built without controls"),
         (lambda m, s: s.reset(2), "rows should be among the 2"),
-        (lambda m, s: s.forecast(0), "horizon and samples should be at least 1; got 0"),
+        (lambda m, s: s.forecast(0), "horizon should be at least 1; got 0"),
         (lambda m, s: export_step(m, particles=0), "particles should be at least 1; got 0"),
     ],
 )

@@ -202,7 +202,7 @@ def test_bad_input_gets_a_sentence():
         dynavae.forecast(model, x, horizon=2, context=9)
     with pytest.raises(ValueError, match="horizon should be at least 1"):
         dynavae.forecast(model, x, horizon=0)
-    with pytest.raises(ValueError, match="batch and length should be at least 1"):
+    with pytest.raises(ValueError, match="batch should be at least 1; got 0"):
         dynavae.generate(model, batch=0)
     with pytest.raises(ValueError, match="decodes x_t from z_1:T"):
         dynavae.score(RVAE(x_dim=3, z_dim=2, h_dim=3, decoder="noncausal"), x, "fivo", particles=3)

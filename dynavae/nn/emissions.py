@@ -82,6 +82,10 @@ class Emission:
         With `observed`, also if single coordinates are missing under an emission that cannot leave them out.
         """
         low, high, words = self.support
+        if observed is not None:
+            self.check_gaps(observed, what)
+        if not self.integer and (low, high) == (-math.inf, math.inf):
+            return
         lowest, highest = float(x.min()), float(x.max())
         fraction = self.integer and bool((x != x.round()).any())
         if lowest < low or highest > high or fraction:
@@ -89,8 +93,6 @@ class Emission:
                 f"{type(self).__name__} emission: values of {what} should be {words}; they go from {lowest:g} to "
                 f"{highest:g}{', with fractions' if fraction else ''}. Rescale the data, or choose another emission."
             )
-        if observed is not None:
-            self.check_gaps(observed, what)
 
     def check_gaps(self, observed: Tensor, what: str) -> None:
         """Raise a sentence if a frame (..., x_dim) is observed in part, and its probability has no closed form."""

@@ -34,11 +34,19 @@ class Source(NamedTuple):
     x_dim: int
 
 
+def positive(**numbers: int) -> None:
+    """Raise a sentence if one of them is below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} should be at least 1; got {value}.")
+
+
 def source(data: Any, split: str | None = None, batch_size: int = 64, numbers_per_frame: int = 1) -> Source:
     """Sequences, a data set, data splits with a split name, an array or a list of arrays.
 
     `numbers_per_frame` is how many numbers the largest tensor of the run holds per frame of one sequence.
     """
+    positive(batch_size=batch_size)
     name = ""
     if hasattr(data, "available") and hasattr(data, "split"):  # DataSplits
         if split is None:

@@ -13,7 +13,17 @@ from dynavae.proposals import Amortized, Proposal, filtering
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
 from dynavae.tasks.capabilities import require
-from dynavae.tasks.common import along, batch_first, batches, evaluating, noise, scatter, source, trace
+from dynavae.tasks.common import (
+    along,
+    batch_first,
+    batches,
+    evaluating,
+    noise,
+    positive,
+    scatter,
+    source,
+    trace,
+)
 
 
 class Latents(NamedTuple):
@@ -78,6 +88,7 @@ def filter(
         if model.exact:
             return _exact(model, data, split, batch_size, "exact_filter")
         propose = filtering
+    positive(particles=particles)
     resampling = resampling or Resampling()
     src = source(data, split, batch_size, particles * max(model.z_noise_dim, model.x_dim))
     means, stddevs, samples, weights, lengths = [], [], [], [], torch.zeros(src.size, dtype=torch.long)
@@ -132,6 +143,7 @@ def smooth(
         >>> smooth(SRNN(x_dim=2, z_dim=3, h_dim=4), torch.zeros(1, 5, 2), samples=8).samples.shape
         torch.Size([8, 1, 5, 3])
     """
+    positive(samples=samples)
     if model.exact:
         return _exact(model, data, split, batch_size, "exact_smooth")
     reweight = model.causal and not model.bridges if reweight is None else reweight

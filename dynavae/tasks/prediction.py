@@ -13,7 +13,7 @@ from dynavae.distributions import completed_frames
 from dynavae.model import SequentialLVM
 from dynavae.resampling import Resampling
 from dynavae.scan import scan
-from dynavae.tasks.common import along, batch_first, batches, evaluating, noise, scatter, source
+from dynavae.tasks.common import along, batch_first, batches, evaluating, noise, positive, scatter, source
 from dynavae.tasks.latents import paths
 
 
@@ -95,6 +95,7 @@ def reconstruct(
     """
     if feedback not in ("data", "mean", "sample"):
         raise ValueError(f"feedback should be 'data', 'mean' or 'sample'; got {feedback!r}.")
+    positive(samples=samples)
     src = source(data, split, batch_size, samples * model.x_dim)
     parts, lengths = [], torch.zeros(src.size, dtype=torch.long)
     with evaluating(model):
@@ -137,8 +138,7 @@ def generate(
         >>> generate(SRNN(x_dim=2, z_dim=3, h_dim=4), batch=2, length=7).z.shape
         torch.Size([2, 7, 3])
     """
-    if batch < 1 or length < 1:
-        raise ValueError(f"batch and length should be at least 1; got {batch} and {length}.")
+    positive(batch=batch, length=length)
     like = next(model.parameters())
     x = like.new_zeros(batch, length, model.x_dim)
     if control is not None:
@@ -148,6 +148,7 @@ def generate(
                 f"control should have shape (batch, length, control_dim) = ({batch}, {length}, "
                 f"{model.control_dim}); got {tuple(control.shape)}."
             )
+        _check_known(control)
     lengths = torch.full((batch,), length, device=like.device)
     empty = Sequences(
         x, torch.zeros_like(x, dtype=torch.bool), lengths, control, tuple(map(str, range(batch)))
@@ -192,8 +193,7 @@ def forecast(
         >>> f.samples.shape, f.quantile(0.9).shape
         (torch.Size([8, 1, 4, 2]), torch.Size([1, 4, 2]))
     """
-    if horizon < 1:
-        raise ValueError(f"horizon should be at least 1 frame; got {horizon}.")
+    positive(horizon=horizon, samples=samples)
     if context is not None and context < 1:
         raise ValueError(
             f"context should be at least 1 frame; got {context}. Without context, use generate(...)."
@@ -260,8 +260,19 @@ def _extend(
                 f"(B, at least {steps}, {model.control_dim}); have {have} frames."
             )
         control = torch.as_tensor(known, dtype=x.dtype, device=x.device)[:, :steps]
+        _check_known(control)
+    elif control is not None:
+        raise ValueError(
+            f"{type(model).__name__} was built without controls; got control= of {control.shape[-1]}."
+        )
     x = torch.where(observed, x, 0.0)
     return Sequences(x, observed, start + horizon, control if model.control_dim else None, batch.names), start
+
+
+def _check_known(control: Tensor) -> None:
+    """Whether inputs are known at every frame."""
+    if not bool(control.isfinite().all()):
+        raise ValueError("control holds NaN or inf; controls are known inputs: fill them.")
 
 
 def impute(
@@ -293,6 +304,7 @@ def impute(
         >>> impute(DKF(x_dim=2, z_dim=3, h_dim=4), x, samples=8).x.isnan().any()
         tensor(False)
     """
+    positive(samples=samples)
     if reweight is None:
         reweight = model.causal and not model.exact
     src = source(data, split, batch_size, samples * model.x_dim)

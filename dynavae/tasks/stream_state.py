@@ -39,8 +39,10 @@ class Stateful:
         """Start some sequences anew; the others go on.
 
         Args:
-            rows: row numbers, or a mask (B,); default all.
+            rows: row numbers (none, if there are none), or a mask (B,); default all.
         """
+        if rows is not None and torch.as_tensor(rows).numel() == 0:
+            return
         mask = torch.zeros(self.batch, dtype=torch.bool)  # on the CPU, where a wrong row is an error to catch
         try:
             mask[slice(None) if rows is None else torch.as_tensor(rows).cpu()] = True

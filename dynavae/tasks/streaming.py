@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +18,7 @@ from dynavae.proposals import Amortized, Proposal, amortized, bootstrap
 from dynavae.resampling import Resampling, choose
 from dynavae.scan import State, scan
 from dynavae.tasks.capabilities import needs_the_whole, require
-from dynavae.tasks.common import evaluating
+from dynavae.tasks.common import evaluating, positive
 from dynavae.tasks.predicted import Predicted
 from dynavae.tasks.prediction import Forecast, center
 from dynavae.tasks.stream_state import Stateful
@@ -84,9 +85,7 @@ class Stream(Stateful):
         gradients: bool = False,
         seed: int = 0,
     ) -> None:
-        for name, value in (("batch", batch), ("particles", particles)):
-            if value < 1:
-                raise ValueError(f"{name} should be at least 1; got {value}.")
+        positive(batch=batch, particles=particles)
         if isinstance(propose, Amortized):
             require(model, "stream")
         elif (sentence := needs_the_whole(model)) is not None:
@@ -171,8 +170,7 @@ class Stream(Stateful):
             control: known inputs of these frames (B, H, control_dim), for a model that has them.
             seed: of the forecast's own noise.
         """
-        if horizon < 1 or samples < 1:
-            raise ValueError(f"horizon and samples should be at least 1; got {horizon} and {samples}.")
+        positive(horizon=horizon, samples=samples)
         model, B = self.model, self.batch
         control = self._control(control, (B, horizon, model.control_dim))
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -216,6 +214,8 @@ class Stream(Stateful):
         if x_t is None:
             x = torch.zeros(shape, dtype=self.dtype, device=self.device)
             return Frame(x, torch.zeros(shape, dtype=torch.bool, device=self.device), control)
+        if isinstance(x_t, np.ma.MaskedArray):
+            x_t = np.ma.filled(x_t.astype(float), np.nan)
         x = torch.as_tensor(x_t, dtype=self.dtype, device=self.device)
         if x.shape != shape:
             raise ValueError(
@@ -223,11 +223,13 @@ class Stream(Stateful):
             )
         seen = x.isfinite()
         if bool(seen.all()):
+            self.model.emission.check(x, "x_t")
             return Frame(x, None, control)
         if bool(x.isinf().any()):
             raise ValueError("x_t has an infinite value; pass NaN for what is missing.")
-        self.model.emission.check_gaps(seen, "x_t")
-        return Frame(torch.where(seen, x, 0.0), seen, control)
+        x = torch.where(seen, x, 0.0)
+        self.model.emission.check(x, "x_t", seen)
+        return Frame(x, seen, control)
 
     def _control(self, control: Any, shape: tuple[int, ...]) -> Tensor | None:
         if not self.model.control_dim:
