@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def load(source: str | Path, **options: Any) -> DataSplits:
     Raises:
         FileNotFoundError: the file is not there; the sentence names it and says where it is looked for.
         ValueError: an unknown name or option, or a file whose content is not usable.
+        TypeError: neither a name nor a path, such as a DataFrame or an array.
 
     Example:
         >>> from dynavae.data import load
@@ -93,6 +95,11 @@ def loader_options(source: str | Path) -> list[str]:
 
 def _loader(source: str | Path) -> tuple[Callable[..., DataSplits], tuple[Path, ...]]:
     """What reads this source, and its positional arguments."""
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"load takes the name of a data set or the path of a file; got {type(source).__name__}. Write a table to a "
+            "file first (df.to_csv('own.csv', index=False)), or give arrays to SequenceDataset([...])."
+        )
     name, path = str(source), Path(source)
     if name in DATASETS:
         return DATASETS[name], ()

@@ -20,7 +20,8 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
     float32. Everything is checked here, once.
 
     Args:
-        x: sequences of shape (T_i, x_dim), as a list of arrays or one array (B, T, x_dim). NaN = missing.
+        x: sequences of shape (T_i, x_dim), as a list of arrays or one array (B, T, x_dim). NaN = missing, and so is
+            what a numpy masked array masks.
         control: exogenous inputs (T_i, control_dim), one for each sequence, without missing values.
         names: one name for each sequence; "0", "1", ... by default.
 
@@ -49,6 +50,7 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
     control: list[NDArray[np.float32]] | None
     names: tuple[str, ...]
     about: dict[str, Any]
+    _real: type[np.floating[Any]] = np.float32
 
     def __init__(
         self,
@@ -58,7 +60,7 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
     ) -> None:
         if len(x) == 0:
             raise ValueError("got an empty data set (0 sequences); give at least one sequence.")
-        self.x = [_observations(sequence, i) for i, sequence in enumerate(x)]
+        self.x = [_observations(sequence, i, self._real) for i, sequence in enumerate(x)]
         _same_width("x", self.x)
         self.control = None if control is None else _controls(control, self.x)
         self.about = {}
@@ -104,7 +106,7 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         """The sequences at ``indices``, in that order, as a data set; arrays are shared, not copied."""
         indices = list(indices)
         control = None if self.control is None else [self.control[i] for i in indices]
-        chosen = SequenceDataset([self.x[i] for i in indices], control, [self.names[i] for i in indices])
+        chosen = type(self)([self.x[i] for i in indices], control, [self.names[i] for i in indices])
         chosen.about = self.about
         return chosen
 
@@ -162,9 +164,20 @@ class SequenceDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return digest.hexdigest()
 
 
-def _observations(sequence: ArrayLike | torch.Tensor, i: int) -> NDArray[Any]:
-    """Sequence i as a checked (T, x_dim) array of uint8 or float32."""
-    array = _numbers(sequence, f"x[{i}]")
+class PreciseDataset(SequenceDataset):
+    """The same with real values in float64: what a file holds, until it is standardised.
+
+    Values such as 1.7e9 + sin(t) differ by less than float32 can tell apart.
+    """
+
+    _real = np.float64
+
+
+def _observations(
+    sequence: ArrayLike | torch.Tensor, i: int, real: type[np.floating[Any]] = np.float32
+) -> NDArray[Any]:
+    """Sequence i as a checked (T, x_dim) array of uint8 or of the type of real numbers."""
+    array = _numbers(sequence, f"x[{i}]", real)
     if array.ndim != 2:
         scalar = " For a scalar series, give x[:, None]." if array.ndim == 1 else ""
         raise ValueError(
@@ -182,7 +195,7 @@ def _observations(sequence: ArrayLike | torch.Tensor, i: int) -> NDArray[Any]:
     if infinite.any():
         t, k = (int(index) for index in np.argwhere(infinite)[0])
         raise ValueError(
-            f"x[{i}] is infinite in float32 at t={t}, feature {k}; clip or rescale it, "
+            f"x[{i}] is infinite in {array.dtype} at t={t}, feature {k}; clip or rescale it, "
             "or write NaN where x is missing."
         )
     if np.isnan(array).all():
@@ -215,17 +228,27 @@ def _controls(
     return arrays
 
 
-def _numbers(values: ArrayLike | torch.Tensor, what: str) -> NDArray[Any]:
-    """An array of uint8 (from bool and uint8) or float32 (from the other real numbers)."""
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def _numbers(
+    values: ArrayLike | torch.Tensor, what: str, real: type[np.floating[Any]] = np.float32
+) -> NDArray[Any]:
+    """An array of uint8 (from bool and uint8) or `real` (from the other real numbers); what is masked is NaN."""
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asanyarray(values)
     if array.dtype.kind not in "buif":
         raise TypeError(
             f"{what} should hold real numbers; got dtype {array.dtype}. Convert it to float32 first."
         )
+    array = _unmasked(array)
     if array.dtype.kind == "b" or array.dtype == np.uint8:
         return array.astype(np.uint8, copy=False)
     with np.errstate(over="ignore"):  # what overflows float32 is reported as infinite
-        return array.astype(np.float32, copy=False)
+        return array.astype(real, copy=False)
+
+
+def _unmasked(array: NDArray[Any]) -> NDArray[Any]:
+    """A plain array, NaN where a masked array masks: what is stored there is no observation."""
+    if np.ma.is_masked(array):
+        return np.where(np.ma.getmaskarray(array), np.nan, np.ma.getdata(array))
+    return np.asarray(array)
 
 
 def _same_width(what: str, arrays: list[NDArray[Any]]) -> None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dynavae.data.schema import DAY
+
 TOLERANCE = 0.1
 """How far, in steps, a time may be off the grid for the times to count as regular."""
-DAY = 86400.0
 
 
 def infer_step(times: list[NDArray[np.float64]], where: str, unit: str) -> float:

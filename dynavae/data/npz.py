@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynavae.data.archives import arrays_of
-from dynavae.data.dataset import SequenceDataset
+from dynavae.data.dataset import PreciseDataset, SequenceDataset
 from dynavae.data.music import load_bits
 from dynavae.data.schema import Schema
 from dynavae.data.splits import SPLITS, DataSplits, divided, kind_of, lists_of, refuse_lists
@@ -62,7 +62,7 @@ def load_npz(
             their names. With a list for one of them, a share of the other counts as none.
         seed: of the shuffle before a split by share.
         name: of the data set; the file's name by default.
-        standardize: each feature to mean 0 and standard deviation 1 over the observed training values.
+        standardize: each feature to mean 0 and standard deviation 1 over the observed training values, computed in float64.
         schema: a scaling to use again, instead.
         whole: everything that the file does not assign to a split itself becomes "test".
 
@@ -87,6 +87,8 @@ def load_npz(
         refuse_lists(valid, test, path.name)
         return load_bits(path, name or path.stem)
     _check_names(arrays, path)
+    scale = standardize or schema is not None
+    store = PreciseDataset if scale else SequenceDataset
     sets: dict[str, SequenceDataset] = {}
     meta = json.loads(_text(arrays, "meta_json") or "{}")
     for split in SPLITS:
@@ -96,7 +98,7 @@ def load_npz(
                 raise ValueError(f"{path.name} holds both {split} and {split}_x; keep one of them.")
             if split in arrays:
                 parts["x"] = arrays[split]
-            sets[split] = _dataset(parts, f"{path.name}, {split}")
+            sets[split] = _dataset(parts, f"{path.name}, {split}", store)
     if sets:
         refuse_lists(valid, test, path.name)
     else:
@@ -105,12 +107,12 @@ def load_npz(
                 f"{path.name} holds no sequences: found {', '.join(arrays) or 'no array'}; expected train, "
                 "valid, test (B, T, x_dim), or train_x (frames, x_dim) with train_lengths, or a single x."
             )
-        data = _dataset({part: arrays[part] for part in PARTS if part in arrays}, path.name)
+        data = _dataset({part: arrays[part] for part in PARTS if part in arrays}, path.name, store)
         sets = divided(data, valid, test, seed, whole, path.name)
         drawn: dict[str, Any] = lists_of(valid, test) or {"valid": valid, "test": test, "seed": seed}
         meta = {**meta, "split": "all of it is test" if whole else drawn}
     found = kind_of(kind or _text(arrays, "kind"), [x for data in sets.values() for x in data.x], path.name)
-    if standardize or schema is not None:
+    if scale:
         sets, meta = _scaled(sets, meta, schema)
     return DataSplits(
         name or _text(arrays, "name") or path.stem,
@@ -159,8 +161,9 @@ def _scaled(
     if schema is None:
         schema = Schema(tuple(meta.get("x_names") or map(str, range(first.x_dim))))
         schema = schema.fitted(sets["train"].x if "train" in sets else first.x)
-    elif len(schema.columns) != first.x_dim:
-        raise ValueError(f"the scaling is of {len(schema.columns)} features, the data have {first.x_dim}.")
+    for split, data in sets.items():
+        if len(schema.columns) != data.x_dim:
+            raise ValueError(f"the scaling is of {len(schema.columns)} features, {split} has {data.x_dim}.")
     scaled = {
         split: SequenceDataset([schema.standardise(x) for x in data.x], data.control, data.names)
         for split, data in sets.items()
@@ -185,7 +188,7 @@ def _check_names(arrays: Arrays, path: Path) -> None:
             raise ValueError(f"{path.name} holds {key!r}; did you mean {f'{head}_{near[0]}'!r}?")
 
 
-def _dataset(parts: Arrays, where: str) -> SequenceDataset:
+def _dataset(parts: Arrays, where: str, store: type[SequenceDataset]) -> SequenceDataset:
     """One set from its arrays, dense or ragged; errors begin with where they were found."""
     try:
         x = parts["x"]
@@ -198,7 +201,7 @@ def _dataset(parts: Arrays, where: str) -> SequenceDataset:
                 f"control should have shape {(*x.shape[:-1], 'control_dim')}; got {control.shape}."
             )
         names = parts.get("names")
-        return SequenceDataset(
+        return store(
             _cut(x, lengths),
             None if control is None else _cut(control, lengths),
             None if names is None else [str(name) for name in names],

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from dynavae.data.dataset import SequenceDataset
 from dynavae.data.grid import fill, infer_step, is_regular, to_grid
+from dynavae.data.repeats import check_repeats
 from dynavae.data.rows import Readings, column_of, folder_sha256, readings_of, tables_of
-from dynavae.data.schema import Schema, parse_step, to_months
+from dynavae.data.schema import Schema, day_of_month, parse_step, to_months
 from dynavae.data.splits import (
     SPLITS,
     DataSplits,
@@ -69,6 +70,7 @@ def load_table(
     """Read sequences from one long table, or from a folder with a table for each sequence.
 
     An empty cell, NA, NaN, null or None is missing. Times are numbers or ISO dates; they are put on a regular grid.
+    Readings of one cell are averaged; where most rows have the very same time as another, an id_column is missing.
 
     Args:
         path: a ``.csv``, ``.tsv`` or ``.parquet``, or a folder of them. Files or folders named train, valid and test
@@ -76,9 +78,10 @@ def load_table(
         id_column: whose rows are one sequence each; by default a column named id, else the table is one sequence.
         time_column: by default a column named time, date, datetime, timestamp, ds or t, else rows are in order.
         columns: the features; by default every other column.
-        controls: columns that are known inputs and not modelled. A gap is filled with the value before it.
+        controls: columns that are known inputs and not modelled: not any of `columns`. A gap is filled with the value
+            before it.
         step: of the grid: a number in the unit of the times, or "15min", "1h", "7d", "month". By default the median
-            difference, if the times are almost regular.
+            difference, if the times are almost regular, or months, if all dates are the same day of a month, or its last.
         window: cut long sequences into pieces of so many frames. One without any value is dropped from train, and joined
             to the piece before it in valid and test, so that it can be filled.
         stride: frames between the starts of training pieces (`window` by default); those of valid and test never overlap.
@@ -88,7 +91,7 @@ def load_table(
             as none.
         seed: of that draw.
         standardize: every column, and control, to mean 0 and standard deviation 1 over the training part; by default
-            for real values only.
+            for real values only. A column that is the same throughout that part is refused.
         kind: "binary", "real", "categorical" or "power"; by default "binary" if the only values are 0 and 1.
         name: of the data set; the file's name by default.
         schema: columns, grid and scaling of an earlier table, to be used again.
@@ -96,8 +99,8 @@ def load_table(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column that is not there or not numeric, irregular times without a step, shares that leave
-            nothing to train on, and any rule of :class:`SequenceDataset`.
+        ValueError: a column that is not there, not numeric or constant, irregular times without a step, rows of several
+            sequences without an id, shares that leave nothing to train on, and any rule of :class:`SequenceDataset`.
         ImportError: pandas or pyarrow is not installed, for ``.parquet``.
 
     Example:
@@ -123,12 +126,17 @@ def load_table(
     columns = tuple(columns or base.columns) or tuple(c for c in known if c not in special)
     if not columns:
         raise ValueError(f"{path.name} has no column left to model; found {', '.join(known)}.")
+    for twice in (c for c in columns if c in controls):
+        raise ValueError(
+            f"{twice!r} is among both columns and controls; a known input is not modelled: leave it out of one of them."
+        )
     for wanted in (*columns, *controls):
         column_of(wanted, (), known, "columns" if wanted in columns else "controls", path)
     base = dataclasses.replace(
         base, columns=columns, controls=controls, id_column=id_column, time_column=time_column
     )
     readings, unit, style = readings_of(tables, base, split_column, path)
+    check_repeats(readings, tables, base, split_column, path.name)
     base, readings = _timed(base, readings, unit, style, step, schema is not None, path.name)
     parts = [_gridded(r, base, path.name) for r in readings]
     found = kind_of(kind, [p.x for p in parts], path.name)
@@ -165,16 +173,18 @@ def _timed(
     if fixed:
         if (schema.unit == "number") != (unit == "number"):
             raise ValueError(f"the times of {where} are {unit}, but the grid to use is in {schema.unit}.")
-        months = schema.unit == "months"
-        return schema, [r._replace(times=to_months(r.times)) for r in readings] if months else readings  # type: ignore[arg-type]
+        return schema, _in_months(readings, schema.step) if schema.unit == "months" else readings
     times = [r.times for r in readings if r.times is not None]
+    day = day_of_month(np.concatenate(times)) if unit == "seconds" else None
+    size = 1.0
     if step is not None:
         size, unit = parse_step(step, unit)
-    elif unit == "seconds" and _monthly(times):
+    elif day is not None and any(len(np.unique(t)) > 1 for t in times):
         unit = "months"
     if unit == "months":
-        times = [to_months(t) for t in times]
-        readings = [r._replace(times=t) for r, t in zip(readings, times, strict=True)]
+        readings = _in_months(readings, size)
+        times = [r.times for r in readings if r.times is not None]
+        schema = dataclasses.replace(schema, day=day or 1)
     if step is None:
         size = infer_step(times, where, unit)
     return dataclasses.replace(
@@ -182,10 +192,12 @@ def _timed(
     ), readings
 
 
-def _monthly(times: list[NDArray[np.float64]]) -> bool:
-    """Whether all dates are the first of a month, some months apart."""
-    whole = all(bool((to_months(t) % 1 == 0).all()) for t in times)
-    return whole and any(len(np.unique(t)) > 1 for t in times)
+def _in_months(readings: list[Readings], step: float) -> list[Readings]:
+    """Dates as months since 1970; on a grid of whole months, a date of any day belongs to its month."""
+    months = [to_months(r.times) for r in readings if r.times is not None]
+    if step % 1 == 0:
+        months = [np.floor(t) for t in months]
+    return [r._replace(times=t) for r, t in zip(readings, months, strict=True)]
 
 
 def _gridded(r: Readings, schema: Schema, where: str) -> Part:

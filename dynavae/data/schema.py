@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 UNITS = ("index", "number", "seconds", "months")
 """What a time is: the number of a row, a number of the user's own, seconds or months since 1970 (of a date)."""
 EPOCH = datetime(1970, 1, 1)
+DAY = 86400.0
+SHOWN = 8
+"""How many columns a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Schema:
         step: of the grid, in that unit.
         nearest: whether a reading belongs to the nearest grid point, or to the cell [start, start + step).
         style: how dates are written: "date", "T" or " " (between date and time).
+        day: of the month, where the unit is months: the last one of a month that is shorter, so 31 is always the last.
 
     Example:
         >>> schema = Schema(("celsius",)).fitted([np.array([[10.0], [14.0], [np.nan]])])
@@ -51,6 +56,7 @@ class Schema:
     step: float = 1.0
     nearest: bool = True
     style: str = " "
+    day: int = 1
 
     @property
     def standardized(self) -> bool:
@@ -62,14 +68,19 @@ class Schema:
     ) -> Schema:
         """The same with mean and standard deviation of these sequences, NaN left out; `scale` = False: of controls only.
 
+        A control that is the same throughout has 1 for its standard deviation.
+
         Raises:
-            ValueError: a column without any observed value.
+            ValueError: a column without any observed value, or one of x that is the same throughout.
         """
         changes: dict[str, Any] = {}
         if scale:
-            changes["mean"], changes["stddev"] = _moments(x, self.columns)
+            values = _joined(x, self.columns)
+            _refuse_constant(values, self.columns)
+            changes["mean"], changes["stddev"] = _moments(values)
         if control is not None:
-            changes["control_mean"], changes["control_stddev"] = _moments(control, self.controls)
+            values = _joined(control, self.controls)
+            changes["control_mean"], changes["control_stddev"] = _moments(values)
         return dataclasses.replace(self, **changes)
 
     def standardise(self, x: NDArray[Any]) -> NDArray[Any]:
@@ -99,17 +110,20 @@ class Schema:
         Example:
             >>> Schema(("x",), unit="months").written(12 * 50 + 2), Schema(("x",), unit="number").written(0.5)
             ('2020-03-01', '0.5')
+            >>> Schema(("x",), unit="months", day=31).written(12 * 50 + 1)
+            '2020-02-29'
             >>> Schema(("x",), unit="number", step=0.1).written(1714521600.1 + 2 * 0.1)
             '1714521600.3'
         """
         if self.unit in ("index", "number"):
             return _number(t, self.step)
         if self.unit == "months":
-            month = round(t)
-            return f"{1970 + month // 12:04d}-{month % 12 + 1:02d}-01"
+            year, month = divmod(round(t), 12)
+            day = min(self.day, calendar.monthrange(1970 + year, month + 1)[1])
+            return f"{1970 + year:04d}-{month + 1:02d}-{day:02d}"
         moment = EPOCH + timedelta(seconds=t)
         if self.style == "date":
-            return moment.date().isoformat() if not t % 86400 else moment.isoformat(" ")
+            return moment.date().isoformat() if not t % DAY else moment.isoformat(" ")
         return moment.isoformat(self.style, timespec="auto")
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,21 +146,56 @@ def _number(t: float, step: float) -> str:
     return "0" if text == "-0" else text
 
 
-def _moments(
-    sequences: Iterable[NDArray[Any]], names: Sequence[str]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each column over what is not NaN; 1 for a constant column."""
+def _joined(sequences: Iterable[NDArray[Any]], names: Sequence[str]) -> NDArray[np.float64]:
+    """All frames (n, columns), every column of which has a value."""
     x = np.concatenate([np.asarray(s, dtype=np.float64) for s in sequences])
-    seen = ~np.isnan(x)
-    count = seen.sum(0)
-    if (count == 0).any():
+    empty = np.isnan(x).all(0)
+    if empty.any():
         raise ValueError(
-            f"column {names[int(np.argmin(count))]!r} has no value in the training part, so it cannot be scaled; "
+            f"column {names[int(np.argmax(empty))]!r} has no value in the training part, so it cannot be scaled; "
             "leave it out with columns=[...], or split otherwise."
         )
-    mean = np.where(seen, x, 0).sum(0) / count
-    variance = np.where(seen, (x - mean) ** 2, 0).sum(0) / count
-    stddev = np.where(variance > 0, np.sqrt(variance), 1.0)
+    return x
+
+
+def _varies(x: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which columns hold two values or more."""
+    return np.nanmax(x, 0) > np.nanmin(x, 0)
+
+
+def _refuse_constant(x: NDArray[np.float64], names: Sequence[str]) -> None:
+    """A column without any spread has no scale: a model would spend all it learns on it."""
+    varies = _varies(x)
+    if varies.all():
+        return
+    constant = [
+        f"{n!r} ({v:g})" for n, v, free in zip(names, np.nanmax(x, 0), varies, strict=True) if not free
+    ]
+    others = [n for n, free in zip(names, varies, strict=True) if free]
+    if not others:
+        raise ValueError(
+            f"every column is the same throughout the training part: {_listed(constant)}, so there is nothing to "
+            "learn; choose columns that vary, or split otherwise."
+        )
+    column, it = ("column", "it") if len(constant) == 1 else ("columns", "them")
+    wanted = f"columns={others}" if len(others) <= SHOWN else "columns=[...]"
+    raise ValueError(
+        f"{column} {_listed(constant)} stayed the same throughout the training part and cannot be scaled; leave {it} "
+        f"out (of a table with {wanted}), or split otherwise."
+    )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """The first few of them, and how many there are besides."""
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more
+
+
+def _moments(x: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each column over what is not NaN; 1 for a constant column."""
+    varies = _varies(x)
+    mean, stddev = np.where(varies, np.nanmean(x, 0), np.nanmax(x, 0)), np.nanstd(x, 0)
+    stddev = np.where(varies & (stddev > 0), stddev, 1.0)  # of tiny values it is 0 in float64
     return tuple(mean.tolist()), tuple(stddev.tolist())
 
 
@@ -226,7 +275,32 @@ def parse_step(step: str | float, unit: str) -> tuple[float, str]:
 
 def to_months(seconds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Months since January 1970; a whole number on the first of a month."""
-    days = np.floor(seconds).astype(np.int64).astype("datetime64[s]")
-    months = days.astype("datetime64[M]")
-    length = ((months + 1).astype("datetime64[s]") - months.astype("datetime64[s]")).astype(np.float64)
-    return months.astype(np.int64) + (days - months.astype("datetime64[s]")).astype(np.float64) / length
+    months, since, length = _in_month(seconds)
+    return months + since / length
+
+
+def day_of_month(seconds: NDArray[np.float64]) -> int | None:
+    """The day of the month that all these dates are, 31 for the last one; None if they differ or have a time of day.
+
+    Example:
+        >>> dates = lambda *texts: parse_times(texts, "t")[0]
+        >>> day_of_month(dates("2024-01-16", "2024-02-16")), day_of_month(dates("2024-01-31", "2024-02-29"))
+        (16, 31)
+        >>> day_of_month(dates("2024-01-30", "2024-02-29", "2024-03-30")), day_of_month(dates("2024-01-01", "2024-01-02"))
+        (30, None)
+    """
+    _, since, length = _in_month(seconds)
+    day, last = since / DAY + 1, length / DAY
+    found = 31 if bool((day == last).all()) else int(day.max())
+    return found if bool((day == np.minimum(found, last)).all()) else None
+
+
+def _in_month(
+    seconds: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Months since January 1970, seconds since the beginning of that month, and seconds in all of it."""
+    moments = np.floor(seconds).astype(np.int64).astype("datetime64[s]")
+    months = moments.astype("datetime64[M]")
+    first, after = months.astype("datetime64[s]"), (months + 1).astype("datetime64[s]")
+    since, length = (moments - first).astype(np.float64), (after - first).astype(np.float64)
+    return months.astype(np.int64).astype(np.float64), since, length
