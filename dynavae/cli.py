@@ -52,14 +52,16 @@ DATA_OPTIONS: dict[str, tuple[Any, str]] = {
     "window": (int, "cut long sequences into pieces of so many frames"),
     "stride": (int, "frames between the starts of training pieces; default: window"),
     "split_column": (str, "column that says train, valid or test"),
-    "valid": (float | list[str], "share, or list of ids, to validate on"),
-    "test": (float | list[str], "share, or list of ids, to test on"),
+    "valid": (float | list[str | int | float], "share, or list of ids, to validate on"),
+    "test": (float | list[str | int | float], "share, or list of ids, to test on"),
     "split_seed": (int, "seed of the split"),
     "standardize": (bool, "to mean 0 and standard deviation 1 over the training part; default: real values"),
     "kind": (str, "binary, real, categorical or power"),
     "frame_seconds": (float, "duration of a frame of MIDI files"),
 }
 """Options of the data, as :func:`dynavae.data.load` takes them (`split_seed` is its `seed`)."""
+ID_LISTS = ("valid", "test")
+"""Options that may be lists of ids, which are text: YAML reads [3] as a number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,8 +174,14 @@ def _with_preset(arguments: list[str]) -> list[str]:
 def _data_options(values: dict[str, Any]) -> dict[str, Any]:
     """Take the options of the data out of all that were given, as :func:`dynavae.data.load` names them."""
     found = {name: values.pop(name, None) for name in DATA_OPTIONS}
+    found |= {name: _ids(found[name]) for name in ID_LISTS}
     found["seed"] = found.pop("split_seed")
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _ids(value: Any) -> Any:
+    """A list of ids as text; a share as it is."""
+    return [str(name) for name in value] if isinstance(value, list) else value
 
 
 def _model(given: Namespace) -> tuple[str, dict[str, Any]]:
@@ -199,6 +207,7 @@ def _resumed(arguments: list[str]) -> dict[str, Any] | None:
     stored = before["data"].get("options", {})
     values |= {("split_seed" if name == "seed" else name): value for name, value in stored.items()}
     now = {k: v for k, v in given.as_dict().items() if k not in ("model", "config", "out")}
+    now |= {name: _ids(now[name]) for name in ID_LISTS if name in now}
     for name, value in now.items():
         if (
             name not in FREE_TO_CHANGE

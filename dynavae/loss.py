@@ -50,8 +50,9 @@ class Loss:
         objective: "elbo", "iwae" and "renyi" (K whole paths), "fivo" (a particle filter), or "exact", log p(x) itself, of
             an exact model: many times faster there than "elbo", which is the same number by way of sampled paths. Its KL
             is reported as 0. Default: "exact" of an exact model, unless another option (`kl`, `beta`, `particles`,
-            `truncate`, ...) asks for a bound, else "elbo". "em": each epoch is one iteration of EM over all data, without optimizer or learning rate;
-            its ``train/`` figures are those before the iteration, its ``valid/`` figures those after it.
+            `truncate`, ...) asks for a bound, else "elbo". "em": each epoch is one iteration of EM over all data, without
+            optimizer or learning rate; its ``train/`` figures are those before the iteration, its ``valid/`` figures
+            those after it.
         particles: K; default 1 for the ELBO and 8 for the others.
         kl: "analytic", "sample", or "auto": sampled for exact models (there it is the likelihood), discrete
             latents and where no closed form exists, else analytic; decided once, at the first batch, and logged.

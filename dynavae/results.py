@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from dynavae.files import replacing
 QUANTILES = {"q05": 0.05, "q50": 0.5, "q95": 0.95}
 MAX_ROWS = 5_000_000
 BLOCK = 100_000  # rows at a time
+DIGITS = 6  # significant digits of how far a value is from the level of its column
+MOST_DIGITS = 17  # of a number in double precision
 
 
 def to_units(splits: DataSplits, x: np.ndarray) -> np.ndarray:
@@ -27,6 +30,44 @@ def quantiles(samples: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(QUANTILES, np.quantile(samples, list(QUANTILES.values()), axis=0), strict=True))
 
 
+def column_names(splits: DataSplits, width: int) -> Sequence[str]:
+    """The columns of the file, or numbers where they have no names."""
+    if splits.schema is not None:
+        return splits.schema.columns
+    return splits.meta.get("x_names") or [str(d) for d in range(width)]
+
+
+def spreads(splits: DataSplits, values: dict[str, np.ndarray]) -> list[float]:
+    """How far the values of each column lie apart: its standard deviation in the schema, else that of the values."""
+    if splits.schema is not None and splits.schema.standardized:
+        return list(splits.schema.stddev)
+    return [
+        _stddev([v[..., d] for v in values.values()]) for d in range(next(iter(values.values())).shape[-1])
+    ]
+
+
+def _stddev(arrays: Sequence[np.ndarray]) -> float:
+    seen = np.concatenate([v[np.isfinite(v)] for v in arrays]).astype(np.float64)
+    return float(seen.std()) if len(seen) else 0.0
+
+
+def written(value: float, spread: float = 0.0) -> str:
+    """A value with six significant digits, and with as many more as leave six to a deviation of the size of `spread`.
+
+    Example:
+        >>> written(1700000000.123456, spread=0.5), written(21.5, spread=3.0), written(float("nan"))
+        ('1700000000.123456', '21.5', '')
+    """
+    if not math.isfinite(value):
+        return ""
+    more = _magnitude(value) - _magnitude(spread) if value and spread else 0
+    return f"{value:.{min(MOST_DIGITS, DIGITS + max(0, more))}g}"
+
+
+def _magnitude(value: float) -> int:
+    return math.floor(math.log10(abs(value)))
+
+
 def write_table(
     path: Path,
     splits: DataSplits,
@@ -37,7 +78,7 @@ def write_table(
     where: np.ndarray | None = None,
     once: bool = False,
 ) -> None:
-    """A long table: id, time, column, and one column for each array (B, T, x_dim).
+    """A long table: id, time, column, and one column for each array (B, T, x_dim), with digits as :func:`written` says.
 
     Args:
         path: the .csv to write.
@@ -50,7 +91,7 @@ def write_table(
     """
     schema = splits.schema
     shape = next(iter(values.values())).shape
-    labels = schema.columns if schema else splits.meta.get("x_names") or [str(d) for d in range(shape[2])]
+    labels, apart = column_names(splits, shape[2]), spreads(splits, values)
     index = np.argwhere(np.ones(shape, dtype=bool) if where is None else where)
     if len(index) > MAX_ROWS:
         print(f"{path.name}: only the first {MAX_ROWS} of {len(index)} rows; the .npz has all.")
@@ -70,8 +111,7 @@ def write_table(
                 if key in said:
                     continue
                 said.add(key)
-            cells = [f"{v[b, t, d]:.6g}" if np.isfinite(v[b, t, d]) else "" for v in values.values()]
-            writer.writerow([*key, *cells])
+            writer.writerow([*key, *(written(float(v[b, t, d]), apart[d]) for v in values.values())])
 
 
 def times(splits: DataSplits, split: str, names: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,13 @@ from dynavae.files import remove_parts, replacing, writable
 FREE = ("epochs", "patience")
 """Options that may change when a run is resumed: they do not change what has been done so far."""
 
+DERIVED = (
+    *("training.json", "metrics.csv", "kl_dim.csv", "score.json", "scores.json", "report.html"),
+    *(f"{what}.{kind}" for what in ("forecast", "imputed") for kind in ("npz", "csv", "json")),
+    *("samples/samples.npz", "samples/sample_[0-9]*.wav", "samples/sample_[0-9]*.mid"),
+)
+"""Files that say something of the weights in best/: without these weights they say nothing."""
+
 
 class Start(NamedTuple):
     """Where a run begins."""
@@ -101,7 +108,7 @@ def damage(path: Path) -> str | None:
 
 
 def prepare(out_dir: Path | None, resume: bool | None, description: dict[str, Any], writes: bool) -> Start:
-    """Make the directory, and say where to start.
+    """Make the directory, and say where to start; a run that is replaced is removed, with its results.
 
     Args:
         out_dir: of the run.
@@ -130,10 +137,22 @@ def prepare(out_dir: Path | None, resume: bool | None, description: dict[str, An
     if writes:
         writable(out_dir)
         remove_parts(out_dir)
-        for part in ("checkpoints", "best", "tensorboard"):
-            if (out_dir / part).exists():
-                shutil.rmtree(out_dir / part)
+        remove_run(out_dir)
     return Start(None, [])
+
+
+def remove_run(out_dir: Path) -> None:
+    """Remove a run that is replaced, with what was found out about its weights; files of the user's own stay."""
+    if not any((out_dir / name).exists() for name in ("checkpoints", "best", "training.json")):
+        return
+    for part in ("checkpoints", "best", "tensorboard"):
+        if (out_dir / part).exists():
+            shutil.rmtree(out_dir / part)
+    for pattern in DERIVED:
+        for path in out_dir.glob(pattern):
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or it holds something else
+        (out_dir / "samples").rmdir()
 
 
 def check_same(path: Path, description: dict[str, Any]) -> None:

@@ -4,13 +4,16 @@ run.json        what was fitted, on which data, with which options, versions and
 best/           the best weights: config.json and model.safetensors
 checkpoints/    to resume: last.ckpt, and the one before it
 metrics.csv     one row per epoch
-score.json      the first bound of the last evaluation; scores.json all of them
+score.json      the first bound of the last evaluation; scores.json all of them; each says which weights it is of
+forecast.json   the errors of the last forecast, in all and by column, beside forecast.csv and forecast.npz
+imputed.json    the same of the last imputation, beside imputed.csv and imputed.npz
 report.html     everything to look at and listen to
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -76,8 +79,23 @@ class Run:
         """The fitted model, with its best weights, on a device: see :func:`choose_device`."""
         from dynavae.checkpoint import load
 
+        return load(self._weights, choose_device(device))
+
+    @property
+    def _weights(self) -> Path:
+        """The directory of the best weights."""
         best = self.directory / "best"
-        return load(best if best.is_dir() else self.directory, choose_device(device))
+        return best if best.is_dir() else self.directory
+
+    def weights_sha256(self) -> str:
+        """Hash of the best weights, as scores quote it; empty where there are none."""
+        from dynavae.checkpoint import WEIGHTS
+
+        path = self._weights / WEIGHTS
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def schema(self) -> datasets.Schema | None:
@@ -157,7 +175,25 @@ class Run:
         return running or self.settings.get("notes", [])
 
     def scores(self) -> list[dict[str, Any]]:
-        """What evaluations found, all of scores.json."""
+        """What evaluations found of the best weights: those of scores.json that quote their hash.
+
+        Scores of other weights, and scores that do not say of which, are left out: see :meth:`score_notes`.
+        """
+        stored = self._stored_scores()
+        now = self.weights_sha256() if stored else ""
+        return [score for score in stored if now and score.get("weights_sha256") == now]
+
+    def score_notes(self) -> list[str]:
+        """A sentence about the scores that :meth:`scores` leaves out, if it does."""
+        left_out = len(self._stored_scores()) - len(self.scores())
+        if not left_out:
+            return []
+        return [
+            f"{left_out} of the scores in scores.json left out: of other weights than those in best/ now, or without a "
+            f"word of which. Score the run anew: dynavae evaluate {self.directory}"
+        ]
+
+    def _stored_scores(self) -> list[dict[str, Any]]:
         path = self.directory / "scores.json"
         return json.loads(path.read_text()) if path.is_file() else []
 
@@ -202,6 +238,23 @@ def choose_device(name: str) -> str:
     return name
 
 
+def check_accelerator(name: str) -> None:
+    """Refuse an accelerator that this torch does not see.
+
+    Raises:
+        ValueError: none of that name, or none here.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    seen = {"auto": True, "cpu": True, "gpu": cuda or mps, "cuda": cuda, "mps": mps}
+    if name not in seen:
+        raise ValueError(f"accelerator should be auto, cpu or gpu; got {name!r}.")
+    if not seen[name]:
+        raise ValueError(
+            f"accelerator={name!r} needs a GPU, and this torch ({torch.__version__}) sees none: take "
+            "accelerator='auto' or 'cpu', or install a build of torch for your GPU."
+        )
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware, as a report should say them."""
     import dynavae
@@ -225,21 +278,27 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def table(rows: list[dict[str, Any]], columns: list[str] | None = None) -> str:
-    """Records as an aligned plain-text table.
+def table(rows: list[dict[str, Any]], columns: list[str] | None = None, digits: int | None = None) -> str:
+    """Records as an aligned plain-text table, with four decimals, or so many significant digits.
 
     Example:
         >>> print(table([{"model": "VRNN", "nats": 7.25}, {"model": "SRNN", "nats": 7.1}]))
         model    nats
         VRNN   7.2500
         SRNN   7.1000
+        >>> print(table([{"column": "Pa", "mae": 1234567.0}, {"column": "m", "mae": 1e-9}], digits=4))
+        column        mae
+        Pa      1.235e+06
+        m           1e-09
     """
     if not rows:
         return "(nothing)"
     columns = columns or list(rows[0])
 
     def cell(value: Any) -> str:
-        return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+        if isinstance(value, float):
+            return f"{value:.4f}" if digits is None else f"{value:.{digits}g}"
+        return "" if value is None else str(value)
 
     cells = [[cell(row.get(c)) for c in columns] for row in rows]
     widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]

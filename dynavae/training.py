@@ -32,6 +32,7 @@ from dynavae.nn.heads import EmissionHead
 from dynavae.parallel import layout, main_process
 from dynavae.plan import check_fits
 from dynavae.resume import prepare
+from dynavae.runs import check_accelerator
 from dynavae.schedules import Row, kl_weight, learning_rate
 
 __all__ = [
@@ -158,11 +159,7 @@ def fit(
         raise ValueError(
             "patience counts epochs without a better validation bound: it should be at least 1, with valid."
         )
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"accelerator={accelerator!r} needs a GPU, and this torch ({torch.__version__}) sees none: take "
-            "accelerator='auto' or 'cpu'."
-        )
+    check_accelerator(accelerator)
     if precision not in PRECISIONS:
         raise ValueError(
             f"precision should be one of {', '.join(PRECISIONS)} (log-likelihoods overflow in float16; for float64 "

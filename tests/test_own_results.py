@@ -15,7 +15,7 @@ import torch
 import dynavae
 from dynavae import cli
 from dynavae import data as datasets
-from dynavae.commands import prediction
+from dynavae.commands import errors
 from dynavae.data import DataSplits, Schema, load
 from dynavae.data.grid import infer_step
 from dynavae.data.own import _with_values
@@ -130,7 +130,7 @@ def test_samples_are_drawn_in_portions(tmp_path, capsys, monkeypatch):
     out = run_of(write(tmp_path / "air.csv", ["id,t,a", *rows]), tmp_path / "run")
     found = []
     for most in (10**9, 1):  # all at once; one sequence at a time
-        monkeypatch.setattr(prediction, "MOST_SAMPLED", most)
+        monkeypatch.setattr(errors, "MOST_SAMPLED", most)
         assert cli.main(["impute", out, "--split", "all", "--samples", "200", "--hide", "0.1"]) == 0
         assert "crps" in capsys.readouterr().out
         found.append(rows_of(f"{out}/imputed.csv"))

@@ -10,12 +10,11 @@ import torch
 
 from dynavae import results, tasks, tree
 from dynavae.batch import Sequences
+from dynavae.commands import errors
+from dynavae.commands.checks import check_numbers
 from dynavae.data import DataSplits, SequenceDataset
-from dynavae.files import replacing, writable, write_arrays
+from dynavae.files import replacing, writable, write_arrays, write_json
 from dynavae.runs import Run, table
-
-MOST_SAMPLED = 2**25
-"""Numbers that the samples of one pass may hold."""
 
 
 def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0, device: str = "auto") -> str:
@@ -28,6 +27,7 @@ def generate(run: str, batch: int = 4, length: int = 64, seed: int = 0, device: 
         seed: of the noise.
         device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
+    check_numbers(batch=batch, length=length, seed=seed)
     opened = Run.open(run)
     net, splits = opened.model(device), opened.data()
     if net.control_dim:
@@ -81,8 +81,8 @@ def forecast(
     """Forecast each sequence from its first `context` frames (default: all but the last `horizon`).
 
     With `future`, forecast what comes after the last frame; of a model with controls, after the last frame that has a
-    value, while the file still has controls. Writes forecast.npz and forecast.csv: id, time, column,
-    mean, quantiles, and the truth where it is known, in the units of the data.
+    value, while the file still has controls. Writes forecast.npz; forecast.csv: id, time, column, mean, quantiles, and
+    the truth where it is known, in the units of the data; and forecast.json: the errors, in all and by column.
 
     Args:
         run: run directory, made by dynavae fit --out; or a saved model, with `data`.
@@ -95,6 +95,7 @@ def forecast(
         seed: of the noise.
         device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
+    check_numbers(horizon=horizon, context=context, samples=samples, seed=seed)
     opened = Run.open(run, exported=True)
     net, splits = opened.model(device), opened.data(data)
     chosen = splits.split(split)
@@ -140,15 +141,13 @@ def forecast(
     results.write_table(opened.directory / "forecast.csv", splits, split, names, values, first)
     row: dict[str, Any] = {"sequences": len(keep), "horizon": horizon, "samples": samples}
     known = ~np.isnan(truth)
-    if known.any():
-        row["mae"] = float(np.abs(means - truth)[known].mean())
-        if splits.kind != "categorical":  # numbers of classes have no distances
-            blocks = np.array_split(np.argwhere(known), max(1, samples * int(known.sum()) // MOST_SAMPLED))
-            scores = [tasks.crps(draws[:, *b.T], truth[*b.T]).sum() for b in blocks]
-            row["crps"] = float(sum(scores)) / int(known.sum())
-        inside = (truth >= values["q05"]) & (truth <= values["q95"])
-        row["coverage_90"] = float(inside[known].mean())
-    text = table([row]) + f"\nwritten to {opened.directory}: forecast.npz, forecast.csv"
+    found = errors.of_mean(splits, means, truth)
+    if splits.kind != "categorical":
+        found["crps"] = errors.of_samples(draws, truth, known)
+        found["coverage_90"] = (truth >= values["q05"]) & (truth <= values["q95"])
+    row |= errors.in_all(found, known)
+    columns = errors.by_column(splits, found, known)
+    text = _said(opened, "forecast", _asked(splits, split, seed), row, columns)
     if silent:
         named = ", ".join(chosen.names[i] for i in silent[:5]) + (", ..." if len(silent) > 5 else "")
         text += f"\nleft out, without an observed value to forecast from: {len(silent)} ({named})"
@@ -181,8 +180,8 @@ def impute(
     """Fill what is missing; with `hide`, first hide that share and report the error on it.
 
     `hide_what` is "frames" or single "values"; `split` may be "all", to fill every gap of the data. Writes
-    imputed.npz and imputed.csv: id, time, column, mean and quantiles of the missing values only, in the units of the
-    data.
+    imputed.npz; imputed.csv: id, time, column, mean and quantiles of the missing values only, in the units of the data;
+    and imputed.json: the errors, in all and by column.
 
     Args:
         run: run directory, made by dynavae fit --out; or a saved model, with `data`.
@@ -194,12 +193,13 @@ def impute(
         seed: of the noise.
         device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
+    check_numbers(samples=samples, seed=seed)
     if not 0 <= hide < 1:
         raise ValueError(f"hide is a share of the frames or values, in [0, 1); got {hide}.")
     if hide_what not in ("frames", "values"):
         raise ValueError(f"hide_what should be frames or values; got {hide_what!r}.")
     opened = Run.open(run, exported=True)
-    net, splits = opened.model(device), opened.data(data, whole=split == "all")
+    net, splits, asked = opened.model(device), opened.data(data, whole=split == "all"), split
     if split == "all":
         splits, split = splits.joined(), "test"
     chosen = splits.split(split)
@@ -212,9 +212,9 @@ def impute(
     truth = results.to_units(splits, torch.where(whole.observed, whole.x, torch.nan).numpy())
     missing = (~batch.observed & whole.valid.unsqueeze(-1)).numpy()
     scored = missing & ~np.isnan(truth)
-    values = {name: np.full(truth.shape, np.nan, np.float32) for name in ("mean", *results.QUANTILES)}
-    score = 0.0
-    at_once = max(1, MOST_SAMPLED // (samples * whole.steps * whole.x_dim))
+    values = {name: np.full(truth.shape, np.nan) for name in ("mean", *results.QUANTILES)}
+    crps = np.full(truth.shape, np.nan)
+    at_once = max(1, errors.MOST_SAMPLED // (samples * whole.steps * whole.x_dim))
     for start in range(0, len(chosen), at_once):  # all samples of all sequences may be more than memory holds
         filled = on_host(tasks.impute(net, batch[start : start + at_once], samples, seed=seed + start))
         drawn = results.to_units(splits, filled.samples.numpy())
@@ -222,9 +222,8 @@ def impute(
         values["mean"][here] = results.to_units(splits, filled.x.numpy())
         for name, quantile in results.quantiles(drawn).items():
             values[name][here] = quantile
-        if splits.kind == "categorical":  # numbers of classes have no distances
-            continue
-        score += float(tasks.crps(drawn[:, scored[here]], truth[here][scored[here]]).sum())
+        if splits.kind != "categorical":
+            crps[here] = errors.of_samples(drawn, truth[here], scored[here])
     values["truth"] = truth
     mean = values["mean"]
     write_arrays(
@@ -239,13 +238,35 @@ def impute(
         opened.directory / "imputed.csv", splits, split, list(chosen.names), values, where=missing, once=True
     )
     row: dict[str, Any] = {"sequences": len(chosen), "missing": int(missing.sum()), "samples": samples}
-    if scored.any():
-        row["mae"] = float(np.abs(mean - truth)[scored].mean())
-        if splits.kind != "categorical":
-            row["crps"] = score / int(scored.sum())
-        if "train" in splits.available:
-            row["mae_of_mean"] = _mean_baseline(splits, truth, scored)
-    return table([row]) + f"\nwritten to {opened.directory}: imputed.npz, imputed.csv"
+    found = errors.of_mean(splits, mean, truth)
+    if splits.kind != "categorical":
+        found["crps"] = crps
+    if "train" in splits.available:
+        found |= errors.of_baseline(splits, truth)
+    row |= errors.in_all(found, scored)
+    columns = errors.by_column(splits, found, scored)
+    return _said(opened, "imputed", _asked(splits, asked, seed), row, columns)
+
+
+def _said(
+    opened: Run, what: str, asked: dict[str, Any], row: dict[str, Any], columns: list[dict[str, Any]]
+) -> str:
+    """Write the errors beside the table, and say them.
+
+    Args:
+        opened: the run.
+        what: "forecast" or "imputed", the name of the files.
+        asked: of which data.
+        row, columns: counts and errors, in all and by column.
+    """
+    record = {**asked, "weights_sha256": opened.weights_sha256(), **row, "columns": columns}
+    write_json(opened.directory / f"{what}.json", record)
+    said = errors.printed(row, columns, f"{what}.json")
+    return f"{said}\nwritten to {opened.directory}: {what}.npz, {what}.csv, {what}.json"
+
+
+def _asked(splits: DataSplits, split: str, seed: int) -> dict[str, Any]:
+    return {"data": splits.name, "data_sha256": splits.sha256, "split": split, "seed": seed}
 
 
 def on_host(result: Any) -> Any:
@@ -260,10 +281,3 @@ def _holes(batch: Sequences, share: float, what: str, seed: int) -> torch.Tensor
     hidden = torch.rand(shape, generator=generator) < share
     hidden[:, 0] = False
     return hidden.reshape(*shape, *[1] * (batch.x.ndim - len(shape))).expand_as(batch.x)
-
-
-def _mean_baseline(splits: DataSplits, truth: np.ndarray, scored: np.ndarray) -> float:
-    """Error of filling with the train mean of each coordinate."""
-    train = np.concatenate([np.asarray(x, dtype=np.float64) for x in splits.split("train").x])
-    mean = results.to_units(splits, np.nanmean(train, 0))
-    return float(np.abs(mean - truth)[scored].mean())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from dynavae import catalogue, presets
+from dynavae.commands.checks import check_numbers
 from dynavae.nn.heads import EMISSIONS
 from dynavae.runs import Run, table
 
@@ -26,7 +27,7 @@ def report(
     Args:
         run: run directory, made by dynavae fit --out; or several, to compare them.
         out: file to write; default: report.html in the run, or comparison.html here.
-        split: which part of the data is shown.
+        split: which part of the data is shown; of data without a test part, what they have in its place.
         sequences: how many of its sequences.
         horizon: frames of the forecasts.
         samples: futures drawn for each.
@@ -35,6 +36,7 @@ def report(
     from dynavae.report import write_comparison, write_report
     from dynavae.report.gather import gather
 
+    check_numbers(sequences=sequences, horizon=horizon, samples=samples, seed=seed)
     runs = [run] if isinstance(run, str) else run
     options = {"split": split, "sequences": sequences, "horizon": horizon, "samples": samples, "seed": seed}
     if len(runs) > 1:

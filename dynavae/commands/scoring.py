@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from dynavae import results, tasks
+from dynavae.commands.checks import check_numbers, parse_bound
 from dynavae.files import write_json
+from dynavae.model import SequentialLVM
 from dynavae.runs import Run, table
 
 
@@ -20,6 +22,8 @@ def evaluate(
 ) -> str:
     """Score a run: `bounds` such as elbo, iwae-100, fivo-64, exact. Writes score.json and scores.json.
 
+    Scores of the same weights that answer other questions stay in scores.json; those of earlier weights do not.
+
     Args:
         run: run directory, made by dynavae fit --out; or a saved model, with `data`.
         bounds: such as [elbo, iwae-100, fivo-64, exact]; a number is how many particles.
@@ -29,21 +33,19 @@ def evaluate(
         seed: of the noise.
         device: auto (a GPU, if torch sees one), cpu, cuda or cuda:1.
     """
+    check_numbers(batch_size=batch_size, seed=seed)
+    asked = {text: parse_bound(text) for text in bounds or []}
     opened = Run.open(run, exported=True)
+    weights = opened.weights_sha256()
     net, splits = opened.model(device), opened.data(data)
-    requested = bounds or (["exact"] if net.exact else []) + ["elbo", "iwae-100"]
-    if not bounds and net.per_step_likelihood:
-        requested.append("fivo-64")
+    asked = asked or {text: parse_bound(text) for text in _all_bounds(net)}
     found = []
-    for text in requested:
-        bound, _, k = text.partition("-")
-        if k and not k.isdigit():
-            raise ValueError(f"a bound looks like elbo, iwae-100 or fivo-64; got {text!r}.")
+    for text, (bound, particles) in asked.items():
         kl = "sample" if net.exact else "auto"
         scored = tasks.score(
-            net, splits, bound, int(k or 1), split=split, kl=kl, batch_size=batch_size, seed=seed
+            net, splits, bound, particles, split=split, kl=kl, batch_size=batch_size, seed=seed
         ).to_dict()
-        scored = results.in_units(scored, splits, split)
+        scored = {**results.in_units(scored, splits, split), "weights_sha256": weights}
         found.append(scored)
         print(f"  {text}: {scored['nats_per_frame']:.4f} nats per frame", flush=True)
     write_json(opened.directory / "score.json", found[0])
@@ -67,6 +69,12 @@ def evaluate(
     return (
         table(found, columns) + f"\nwritten to {opened.directory}: score.json (the first), scores.json (all)"
     )
+
+
+def _all_bounds(net: SequentialLVM) -> list[str]:
+    """Those that say something of a model, where none was asked for."""
+    exact = ["exact"] if net.exact else []
+    return [*exact, "elbo", "iwae-100", *(["fivo-64"] if net.per_step_likelihood else [])]
 
 
 def _same_question(a: dict[str, Any], b: dict[str, Any]) -> bool:

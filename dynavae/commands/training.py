@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from dynavae import data as datasets
+from dynavae.commands.checks import check_numbers
 from dynavae.data import DataSplits
 from dynavae.model import SequentialLVM
 from dynavae.models import MODELS
 from dynavae.parallel import main_process
 from dynavae.resume import unfinished
-from dynavae.runs import Run, environment, table
+from dynavae.runs import Run, check_accelerator, environment, table
 
 EMISSION_OF_KIND = {
     "binary": "bernoulli",
@@ -59,6 +60,8 @@ def fit(
     """Train a model on the train split, keep the weights that are best on the valid split."""
     from dynavae import training as trainer
 
+    check_numbers(threads=threads, seed=seed, split_seed=(data_options or {}).get("seed"))
+    check_accelerator(training.get("accelerator", "auto"))
     if threads is not None:
         torch.set_num_threads(threads)
     if training.get("resume") is None and unfinished(out) and main_process():

@@ -75,7 +75,7 @@ def write_comparison(
         path: the file to write; its folder is made if need be.
         runs: two run directories or more, made by ``dynavae fit --out``.
         names: what the page calls them; by default the names of the directories.
-        split: which part of the data is shown.
+        split: which part of the data is shown; of data without a test part, what they have in its place.
         sequences: how many of its sequences.
         horizon: frames of the forecasts.
         samples: futures and completions drawn for each sequence.
@@ -85,7 +85,8 @@ def write_comparison(
         The path of the file.
 
     Raises:
-        ValueError: fewer than two runs, more than twelve, one of them twice, or a directory that is no run.
+        ValueError: fewer than two runs, more than twelve, one of them twice, a directory that is no run, or a split
+            that the data of a run do not have.
 
     Example:
         >>> write_comparison("compare.html", ["runs/srnn", "runs/srnn"])
@@ -131,9 +132,8 @@ def read(
     notes = list(run.notes())
     if settings["data"].get("sha256") not in (None, "", splits.sha256):
         notes.append("the data have changed since this run was fitted; pictures show the present data")
-    if split not in splits.available:
-        notes.append(f"its data have no split {split!r}; pictures show {splits.available[-1]!r}")
-    shown = split if split in splits.available else splits.available[-1]
+    shown, note = gather.shown_split(splits, split)
+    notes += [*run.score_notes(), *note]
     chosen = splits.split(shown)
     rows = list(range(min(sequences, len(chosen))))
     batch = chosen.batch(rows)

@@ -9,6 +9,7 @@ import torch
 
 from dynavae import tasks
 from dynavae.data import DataSplits
+from dynavae.data.splits import SPLITS
 from dynavae.models import KVAE
 from dynavae.results import to_units
 from dynavae.runs import Run
@@ -17,9 +18,14 @@ from dynavae.tasks.common import evaluating, noise
 
 
 def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, seed: int) -> dict[str, Any]:
-    """Arguments of :func:`dynavae.report.write_report` for a run: everything recomputed from its best weights."""
+    """Arguments of :func:`dynavae.report.write_report` for a run: everything recomputed from its best weights.
+
+    Raises:
+        ValueError: the data have no such split.
+    """
     model, splits = run.model(), run.data()
-    chosen = splits.split(split if split in splits.available else splits.available[-1])
+    shown, note = shown_split(splits, split)
+    chosen = splits.split(shown)
     rows = list(range(min(sequences, len(chosen))))
     batch = chosen.batch(rows)
     settings, binary = run.settings, splits.kind == "binary"
@@ -31,7 +37,7 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         latents.append({"mean": smoothed.mean[i, :n].numpy(), "stddev": smoothed.stddev[i, :n].numpy()})
         reconstructions.append(
             {
-                "name": f"{splits.name} {split} {chosen.names[i]}",
+                "name": f"{splits.name} {shown} {chosen.names[i]}",
                 "data": array,
                 "mean": reconstructed.mean[i, :n].numpy(),
                 "observed": batch.observed[i, :n].numpy(),
@@ -48,7 +54,7 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
         "forecasts": forecasts(model, chosen, rows, horizon, samples, seed),
         "kind": "real" if binary and not model.emission.discrete else splits.kind,
         "meta": splits.meta,
-        "log": run.notes(),
+        "log": [*run.notes(), *run.score_notes(), *note],
     }
     if not model.control_dim:
         length = int(np.median(chosen.lengths))
@@ -65,6 +71,19 @@ def gather(run: Run, split: str, sequences: int, horizon: int, samples: int, see
     return content
 
 
+def shown_split(splits: DataSplits, split: str) -> tuple[str, list[str]]:
+    """The split that pictures show, and a sentence if it is another than asked: data without test show what they have.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split == SPLITS[-1] and split not in splits.available:
+        instead = splits.available[-1]
+        return instead, [f"the data have no {split} split: pictures show {instead}."]
+    splits.split(split)
+    return split, []
+
+
 VALUES = ("data", "mean", "context", "truth", "samples", "lower", "upper")
 """What is shown in the units of the data."""
 
@@ -77,8 +96,12 @@ def shown_in_units(splits: DataSplits, items: list[dict[str, Any]]) -> list[dict
     ]
 
 
+SAID_ELSEWHERE = ("model", "density", "weights_sha256")
+"""What the table of scores need not say: the page is about one model with its best weights."""
+
+
 def _score(score: dict[str, Any]) -> dict[str, Any]:
-    shown = {k: v for k, v in score.items() if k not in ("model", "density") and v not in (None, "")}
+    shown = {k: v for k, v in score.items() if k not in SAID_ELSEWHERE and v not in (None, "")}
     if "kl" not in shown:
         shown["kl"] = "does not apply"
     return {**shown, "measure": score.get("density")}
