@@ -14,7 +14,7 @@ physionet  of each test stay the first 36 hours are given and the last 12 foreca
            training split.
 
 Nothing was chosen for forecasting: models and settings are those that `imputation.py` chose on hidden validation values
-(its record is read), trained again in the same way; the test split is forecast once. One seed.
+(its record is read), trained again in the same way; the test split is forecast once with each --seed.
 """
 
 from __future__ import annotations
