@@ -40,6 +40,22 @@ class Part(NamedTuple):
     sums: dict[str, float]  # loss, nats (minus the bound at weight 1), kl, reconstruction
 
 
+def default_objective(
+    model: SequentialLVM,
+    particles: int | None = None,
+    kl: str = "auto",
+    beta: Real = 1.0,
+    kl_warmup: Real = 0.0,
+    free_bits: Real = 0.0,
+    truncate: int | None = None,
+    score_hidden: bool = False,
+    **_: Any,
+) -> str:
+    """The likelihood of an exact model, unless an option asks for a bound; else the ELBO."""
+    asked = beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden or kl != "auto"
+    return "exact" if model.exact and not asked and particles is None else "elbo"
+
+
 class Loss:
     """Minus a bound per frame of a batch; a pure function of (model, batch, epoch, seed).
 
@@ -111,10 +127,9 @@ class Loss:
         compile: Compile = False,
     ) -> None:
         if objective is None:
-            asked = (
-                beta != 1 or kl_warmup or free_bits or truncate is not None or score_hidden or kl != "auto"
+            objective = default_objective(
+                model, particles, kl, beta, kl_warmup, free_bits, truncate, score_hidden
             )
-            objective = "elbo" if not model.exact or asked or particles is not None else "exact"
         particles = (1 if objective == "elbo" else 8) if particles is None else particles
         check(
             model,

@@ -182,7 +182,7 @@ def fit(
         patience=patience,
         seed=seed,
         precision=precision,
-        **options,
+        **options | {"objective": learner.loss.objective},
     )
     description = {**_description(model, train, valid), "options": settings}
     checkpoint, notes = prepare(out, resume, description, main_process())

@@ -59,6 +59,7 @@ def fit(
 ) -> str:
     """Train a model on the train split, keep the weights that are best on the valid split."""
     from dynavae import training as trainer
+    from dynavae.loss import default_objective
 
     check_numbers(threads=threads, seed=seed, split_seed=(data_options or {}).get("seed"))
     check_accelerator(training.get("accelerator", "auto"))
@@ -72,6 +73,8 @@ def fit(
     splits = datasets.load(data, **(data_options or {}))
     torch.manual_seed(seed)
     net = build(model, options, splits)
+    if training.get("objective") is None:
+        training["objective"] = default_objective(net, **training)
     settings = {
         "model": model,
         "options": net.config,
