@@ -324,7 +324,8 @@ def test_classes_are_right_or_wrong(classes, capsys):
 def test_many_columns_are_in_the_file():
     columns = [{"column": str(d), "values": 1, "mae": 0.5} for d in range(30)]
     text = errors.printed({"mae": 0.5}, columns, "forecast.json")
-    assert text.endswith("and 10 more columns, in forecast.json")
+    assert text == table([{"mae": 0.5}], digits=4) + "\nthe errors of each of 30 columns: forecast.json"
+    assert len(errors.printed({"mae": 0.5}, columns[:20], "forecast.json").splitlines()) == 23
     assert errors.printed({"mae": 0.5}, columns[:1], "forecast.json") == table([{"mae": 0.5}], digits=4)
 
 

@@ -14,7 +14,7 @@ from dynavae.runs import table
 MOST_SAMPLED = 2**25
 """Numbers that the samples of one pass may hold."""
 MOST_COLUMNS = 20
-"""Columns that are printed; the .json has all."""
+"""Of more columns than that, only the .json has the errors of each."""
 DIGITS = 4
 """Significant digits of an error, as printed."""
 
@@ -69,7 +69,7 @@ def in_all(found: dict[str, np.ndarray], known: np.ndarray) -> dict[str, float]:
 
 
 def printed(row: dict[str, Any], columns: list[dict[str, Any]], stored: str) -> str:
-    """One line for all, and one for each column if there are several of which something is known.
+    """One line for all, and one for each of a few columns of which something is known.
 
     Args:
         row: counts and errors over all columns.
@@ -79,8 +79,7 @@ def printed(row: dict[str, Any], columns: list[dict[str, Any]], stored: str) -> 
     text = table([row], digits=DIGITS)
     if len(columns) < 2 or not any(column["values"] for column in columns):
         return text
-    heads = list(dict.fromkeys(key for column in columns for key in column))
-    text += "\n" + table(columns[:MOST_COLUMNS], heads, digits=DIGITS)
     if len(columns) > MOST_COLUMNS:
-        text += f"\nand {len(columns) - MOST_COLUMNS} more columns, in {stored}"
-    return text
+        return f"{text}\nthe errors of each of {len(columns)} columns: {stored}"
+    heads = list(dict.fromkeys(key for column in columns for key in column))
+    return text + "\n" + table(columns, heads, digits=DIGITS)
