@@ -17,7 +17,8 @@ physionet  48 hours of intensive care, 35 variables; of each test stay 10 % of t
 Selection. Nothing is learned from what is hidden. Values of the validation split are hidden in the same manner (pm25: what
 the `missing` file lacks there, and at the hours at which it lacks values in the stretch before, so that the share is
 nearer to that of the test months). Every method tries the settings in `CANDIDATES`; weights are chosen by the validation
-bound (the GRU's by its validation error), the setting by the MAE on the hidden validation values, and the chosen one is
+bound (the GRU's by its validation error, the bidirectional GRU's by that on the hidden validation values, by which settings
+are chosen too: an advantage over the models), the setting by the MAE on the hidden validation values, and the chosen one is
 run on the test split once. One seed. `also_tried_on_validation`, where a record has it, lists settings that were tried by
 hand before `CANDIDATES` was written, on validation values only; this program does not run them. On PhysioNet EM joined the
 candidates of the LGSSM when it had become fast enough, after a first record by gradient (MAE 0.296).
